@@ -1,0 +1,156 @@
+"""What every command shares: its options, its progress lines, and how a report is printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from beatsight_assets import clock, store
+from beatsight_assets.errors import ConfigError, InputError, NothingToDo
+from beatsight_assets.settings import EXECUTORS, PROFILES, Settings, load_settings
+from beatsight_assets.stages import Progress, Report
+from beatsight_assets.verdict import shown
+
+PROGRESS_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Session:
+    """One invocation: settings, and how to talk to the user."""
+
+    settings: Settings
+    as_json: bool
+    quiet: bool
+    report_file: Path | None
+
+    @property
+    def progress(self) -> Progress:
+        return _printer(self.quiet)
+
+
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]], click.Command]:
+    """A command with the options every command has; the function gets `session` first and returns an exit code or None."""
+
+    def build(function: Callable[..., int | None]) -> click.Command:
+        @wraps(function)
+        def called(
+            data_root: str | None, profile: str | None, as_json: bool, quiet: bool, report: str | None, workers: int | None, executor: str | None, **options: Any
+        ) -> int:
+            outer = click.get_current_context().obj or {}
+            settings = load_settings(data_root or outer.get("data_root"), profile or outer.get("profile"))
+            changes: dict[str, Any] = {}
+            if workers is not None:
+                changes |= {"n_workers": workers, "executor": executor or ("processes" if workers > 1 else "inline")}
+            elif executor is not None:
+                changes["executor"] = executor
+            if changes:
+                from dataclasses import replace
+
+                settings = replace(settings, **changes)
+            return function(Session(settings, as_json, quiet, Path(report) if report else None), **options) or 0
+
+        wrapped = click.command(name, context_settings={"max_content_width": 120}, **attributes)(called)
+        wrapped.params += [
+            click.Option(["--data-root"], metavar="DIR", help="Folder that holds raw/ and everything made from it."),
+            click.Option(["--profile"], type=click.Choice(PROFILES), help="Which limits apply."),
+            click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on stdout, texts on stderr."),
+            click.Option(["--quiet"], is_flag=True, help="No progress lines."),
+            click.Option(["--report"], metavar="FILE", help="Also write the report there as JSON."),
+            click.Option(["--workers"], type=click.IntRange(min=1), help="Worker processes; results do not depend on it."),
+            click.Option(["--executor"], type=click.Choice(EXECUTORS), help="Where independent items run."),
+        ]
+        return wrapped
+
+    return build
+
+
+def _printer(quiet: bool) -> Progress:
+    """A line per second at most on stderr."""
+    last = [float("-inf")]
+
+    def say(text: str) -> None:
+        now = clock.monotonic_s()
+        if not quiet and now - last[0] >= PROGRESS_EVERY_S:
+            last[0] = now
+            click.echo(f"  {text}", err=True)
+
+    return say
+
+
+def finish(session: Session, *reports: Report) -> int:
+    """Print reports, write --report, and say by the exit code whether every gate passed."""
+    payload: Any = reports[0].to_json() | {"reused": reports[0].reused} if len(reports) == 1 else [r.to_json() | {"reused": r.reused} for r in reports]
+    emit(session, payload, "\n".join(text_of(r) for r in reports))
+    return 0 if all(r.passed for r in reports) else 1
+
+
+def emit(session: Session, payload: Any, text: str) -> None:
+    """JSON or text on stdout, and the JSON into --report."""
+    if session.report_file is not None:
+        path = session.report_file.absolute()
+        store.Store(path.parent).publish_json(path, payload)
+    if session.as_json:
+        sys.stdout.write(store.to_json_bytes(payload, indent=None).decode())
+    elif text:
+        click.echo(text)
+
+
+def text_of(report: Report) -> str:
+    """A stage's report as a person reads it: what, how many, gates with values and limits, where."""
+    name = report.stage if report.partition is None else f"{report.stage}[{report.partition}]"
+    lines = [f"{name}: " + ("nothing changed, kept what was there" if report.reused else "done")]
+    figures = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:,.4g}" for k, v in report.figures.items()]
+    lines += ["  " + "   ".join(figures[i : i + 6]) for i in range(0, min(len(figures), 18), 6)]
+    for verdict in report.verdicts:
+        lines.append(f"  {verdict.gate:<14} {verdict.status.upper()}")
+        rules = [r for r in verdict.rules if not r.passed] if len(verdict.rules) > 12 else verdict.rules
+        for rule in rules:
+            mark = "waived" if rule.waived else "ok" if rule.passed else "FAIL" if rule.blocking else "warn"
+            lines.append(f"    {mark:<6} {rule.name:<28} {shown(rule.value):>10}   limit {shown(rule.limit)}" + ("" if rule.passed and not rule.waived else f"   {rule.detail}"))
+        hidden = len(verdict.rules) - len(rules)
+        if hidden:
+            lines.append(f"    ok     {hidden} more rules")
+        lines += [f"    FAIL   {reason.code}: {reason.message}" for reason in verdict.reasons]
+    lines += [f"  -> {a.path}" + (f"  ({a.rows:,} rows)" if a.rows is not None else "") for a in report.outputs[:6]]
+    if len(report.outputs) > 6:
+        lines.append(f"  -> and {len(report.outputs) - 6} more files")
+    return "\n".join(lines)
+
+
+def manifest_path(settings: Settings, name: str) -> Path:
+    """A manifest given as a name (`annotated`, `merged`, a dataset), a path below the data root, or any path.
+
+    Raises
+    ------
+    InputError `missing-input` : nothing is there
+    """
+    layout = settings.layout
+    known = {"annotated": layout.annotated, "merged": layout.merged}
+    if name in known:
+        path = known[name]
+    elif not name.endswith((".parquet", ".jsonl")):
+        path = layout.events(settings.dataset(name)[0])
+    else:
+        path = Path(name) if Path(name).is_absolute() or Path(name).exists() else layout.resolve(name)
+    if not path.is_file():
+        raise InputError(f"{name} does not exist. Run the step that writes it first", code="missing-input", where=str(path))
+    return path
+
+
+def require(rows: Sequence[Any], what: str) -> None:
+    """Zero rows in is exit code 1, never an empty artefact with exit code 0."""
+    if not rows:
+        raise NothingToDo(f"{what} holds nothing to work on", code="nothing-to-do")
+
+
+def positive(value: int, option: str) -> int:
+    """A whole number of at least 1."""
+    if value < 1:
+        raise ConfigError(f"{option} is {value}; it must be at least 1", code="bad-option")
+    return value

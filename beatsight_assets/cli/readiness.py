@@ -1,0 +1,29 @@
+"""`beatsight readiness`: the gates of a release."""
+
+from __future__ import annotations
+
+import click
+
+from beatsight_assets.cli.common import Session, command, finish
+
+
+@command("boundary-pack", help="Hits near the edges of streaming windows, from held-out recordings.")
+@click.option("--window-ms", type=float, default=2048.0, show_default=True)
+@click.option("--hop-ms", type=float, default=512.0, show_default=True)
+@click.option("--margin-ms", type=float, default=40.0, show_default=True)
+@click.option("--max-per-edge", type=int, default=2000, show_default=True)
+@click.option("--force", is_flag=True, help="Accept a margin of half a hop or more.")
+def boundary_pack_command(session: Session, window_ms: float, hop_ms: float, margin_ms: float, max_per_edge: int, force: bool) -> int:
+    from beatsight_assets.readiness.boundary import PackOptions, run
+
+    options = PackOptions(window_ms=window_ms, hop_ms=hop_ms, margin_ms=margin_ms, max_per_edge=max_per_edge, force=force)
+    return finish(session, run(session.settings, options, progress=session.progress))
+
+
+@command("run", help="Judge the candidate's predictions: boundary, open set, bootstrap, calibration.")
+@click.option("--release", help="Name of the folder below reports/readiness.")
+def run_command(session: Session, release: str | None) -> int:
+    from beatsight_assets.readiness.run import ReadinessOptions, run
+
+    options = ReadinessOptions() if release is None else ReadinessOptions(release=release)
+    return finish(session, run(session.settings, options, progress=session.progress))

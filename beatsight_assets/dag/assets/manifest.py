@@ -1,0 +1,61 @@
+"""From event tables to one annotated, split, judged and weighted manifest."""
+
+import dagster as dg
+
+from beatsight_assets.dag import frames, gating
+from beatsight_assets.dag.assets import labels
+from beatsight_assets.dag.automation import when_inputs_change
+from beatsight_assets.dag.checks.table import blocking_keys
+from beatsight_assets.dag.resources import Lake
+
+
+@dg.asset(deps=["events"], **labels("manifest", "manifest.merge", "polars", "parquet", pool="manifest"))
+def merged_manifest(context: dg.AssetExecutionContext, lake: Lake) -> dg.MaterializeResult:
+    """One table of all enabled datasets. Guard G1: every dataset must be green, about the files that lie there now."""
+    from beatsight_assets.manifest import merge
+
+    gating.require_datasets(context.instance, lake.settings, blocking_keys("events"))
+    return lake.perform(merge.run)
+
+
+@dg.asset(deps=[merged_manifest], automation_condition=when_inputs_change(), **labels("manifest", "manifest.annotate", "polars", "parquet", pool="manifest"))
+def annotated_manifest(lake: Lake) -> dg.MaterializeResult:
+    """The merged manifest with canonical labels, hi-hat openness and playing techniques."""
+    from beatsight_assets.manifest import annotate
+
+    return lake.perform(annotate.run)
+
+
+@dg.asset(deps=[annotated_manifest], automation_condition=when_inputs_change(), **labels("manifest", "manifest.splits", "polars", "parquet", pool="manifest"))
+def splits(lake: Lake) -> dg.MaterializeResult:
+    """Train, validation or test for every group; what shares a performance stays together."""
+    from beatsight_assets.manifest import splits as stage
+
+    return lake.perform(stage.run)
+
+
+@dg.asset(deps=[annotated_manifest, splits], automation_condition=when_inputs_change(), **labels("health", "health.report", "json", "html", pool="manifest"))
+def manifest_health(lake: Lake) -> dg.MaterializeResult:
+    """Health report of the annotated manifest, judged by the limits of the profile."""
+    from beatsight_assets.health import report
+
+    return lake.perform(report.run)
+
+
+@dg.asset(deps=[manifest_health], automation_condition=when_inputs_change(), **labels("health", "health.compare", "json", pool="manifest"))
+def health_diff(lake: Lake) -> dg.MaterializeResult:
+    """The health report against that of the release before."""
+    from beatsight_assets.health import compare
+
+    return lake.perform(compare.run)
+
+
+@dg.asset(deps=[annotated_manifest, splits], automation_condition=when_inputs_change(), **labels("sampling", "sampling", "json", pool="manifest"))
+def sampling_weights(lake: Lake) -> dg.MaterializeResult:
+    """How often training draws each event: rare classes and techniques more often, repeated takes less."""
+    from beatsight_assets import sampling
+
+    return frames.with_weights(lake.settings, lake.perform(sampling.run))
+
+
+ASSETS = [merged_manifest, annotated_manifest, splits, manifest_health, health_diff, sampling_weights]

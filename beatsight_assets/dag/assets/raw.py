@@ -1,0 +1,50 @@
+"""From raw folders to event tables."""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from beatsight_assets.dag.assets import labels
+from beatsight_assets.dag.resources import Lake
+
+
+class RenderConfig(dg.Config):
+    """What the platform renders."""
+
+    seed: int = Field(default=7, description="Equal seeds give equal bytes.")
+
+
+def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.StaticPartitionsDefinition) -> list[Any]:
+    """raw_files, rendered_audio, events; partitions are the datasets of configs/datasets.yaml, and those of them that we render."""
+
+    @dg.observable_source_asset(partitions_def=datasets, group_name="raw", tags={"beatsight/cost": "cheap"})
+    def raw_files(lake: Lake) -> dg.DataVersionsByPartition:
+        """Raw folders by dataset, never written. The version is a digest of the listing; absent folders have none."""
+        from beatsight_assets.sources import find_root, listing_digest
+
+        roots = {name: find_root(lake.settings, name) for name in lake.settings.datasets}
+        return dg.DataVersionsByPartition({name: listing_digest(root) for name, root in roots.items() if root is not None})
+
+    every_folder = dg.AssetDep(raw_files, partition_mapping=dg.AllPartitionMapping())
+    rendered_first = dg.AssetDep(
+        "rendered_audio", partition_mapping=dg.StaticPartitionMapping({name: name for name in rendered.get_partition_keys()})
+    )
+
+    @dg.asset(deps=[every_folder], partitions_def=rendered, **labels("raw", "render.stage", "midi", "wav", heavy=True, pool="render"))
+    def rendered_audio(context: dg.AssetExecutionContext, lake: Lake, config: RenderConfig) -> dg.MaterializeResult:
+        """Audio that the platform renders itself from MIDI; afterwards an ordinary raw folder."""
+        from beatsight_assets.render import stage
+
+        return lake.perform(stage.run, stage.RenderOptions(source_set=context.partition_key, seed=config.seed))
+
+    @dg.asset(
+        deps=[raw_files, rendered_first], partitions_def=datasets, **labels("ingest", "sources", "polars", "parquet", heavy=True, pool="ingest")
+    )
+    def events(context: dg.AssetExecutionContext, lake: Lake) -> dg.MaterializeResult:
+        """Events of one dataset: every instant with its hits, with provenance, quarantine and an ingest report beside it."""
+        from beatsight_assets import sources
+
+        return lake.perform(sources.ingest, context.partition_key)
+
+    return [raw_files, rendered_audio, events]

@@ -1,0 +1,127 @@
+"""Answers to checks, read from the receipt that the stage wrote.
+
+Belongs here: the pure answer, and the one factory that makes Dagster checks of the table. Does not belong here: measuring.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from beatsight_assets.dag.checks.table import CHECKS, NOT_REQUIRED, Check, checks_of
+from beatsight_assets.dag.metadata import bullet_list, is_number, markdown_table
+from beatsight_assets.dag.resources import Lake
+from beatsight_assets.errors import InputError
+from beatsight_assets.settings import Settings
+from beatsight_assets.stages import Report, changed_outputs, read_receipt
+from beatsight_assets.verdict import Rule, Verdict, failures_of, shown
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a check says, in one line, about which rules."""
+
+    passed: bool
+    text: str
+    rules: Sequence[Rule] = ()
+    reasons: Sequence[str] = field(default_factory=tuple)
+
+
+def answer(check: Check, report: Report, required: Sequence[str]) -> Answer:
+    """Answer of a check from a receipt. What was never judged is no pass, unless the table or the profile says so."""
+    verdict = report.verdict(check.gate)
+    is_free = check.optional_gate and check.gate not in required
+    if verdict is None:
+        note = NOT_REQUIRED if is_free else check.no_verdict
+        return Answer(note is not None, note or f"nothing-to-judge: the receipt holds no verdict {check.gate}")
+    if is_free and not verdict.rules:
+        return Answer(True, NOT_REQUIRED, (), failures_of([verdict]))
+    rules = rules_of(check, verdict)
+    reasons = [f"{r.code}: {r.message}" for r in verdict.reasons]
+    if not rules and not reasons:
+        return Answer(check.no_rules is not None, check.no_rules or "nothing-to-judge: the verdict holds no such rule")
+    judged = [r for r in rules if r.blocking or not check.blocking]
+    bad = [f"{r.name} is {shown(r.value)}, limit {shown(r.limit)}. {r.detail}" for r in judged if not r.passed] + reasons
+    if bad:
+        return Answer(False, bad[0] + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""), rules, bad)
+    if all(r.waived for r in rules):
+        return Answer(True, rules[0].detail, rules)
+    if len(rules) == 1:
+        return Answer(True, f"{shown(rules[0].value)}, limit {shown(rules[0].limit)}. {rules[0].detail}", rules)
+    return Answer(True, f"all {len(rules)} rules hold", rules)
+
+
+def rules_of(check: Check, verdict: Verdict) -> list[Rule]:
+    """Rules that answer a check. A blocking rule that no check of the gate names goes to the gate's first check, so none is lost."""
+    if not check.families:
+        return list(verdict.rules)
+    found = [rule for family in check.families for rule in verdict.family(family)]
+    same_gate = [c for c in CHECKS if (c.asset, c.gate) == (check.asset, check.gate)]
+    if check == same_gate[0]:
+        named = {rule.name for c in same_gate for family in c.families for rule in verdict.family(family)}
+        found += [rule for rule in verdict.rules if rule.blocking and rule.name not in named]
+    return found
+
+
+def load(settings: Settings, asset: str, partition: str | None) -> Report | Answer:
+    """The receipt of an asset, or the answer to all its checks when there is none, or when it is about other files."""
+    try:
+        report = read_receipt(settings, asset, partition)
+    except InputError as error:
+        return Answer(False, str(error))
+    if report is None:
+        return Answer(False, "nothing-to-judge: there is no receipt. Materialize the asset first")
+    changed = changed_outputs(settings, report)
+    if changed:
+        return Answer(False, f"stale: {changed[0].path} is not what was judged. Materialize the asset again", reasons=[a.path for a in changed])
+    return report
+
+
+def as_result(check: Check, found: Answer, digest: str | None) -> dg.AssetCheckResult:
+    """An answer as Dagster keeps it: every value and every limit is a number with a history."""
+    described: dict[str, Any] = {}
+    for rule in found.rules:
+        described |= {f"value[{rule.name}]": float(rule.value)} if is_number(rule.value) else {}
+        described |= {f"limit[{rule.name}]": float(rule.limit)} if is_number(rule.limit) else {}
+    if len(found.rules) > 1:
+        rows = [("waived" if r.waived else "pass" if r.passed else "FAIL", r.name, r.value, shown(r.limit), r.detail) for r in found.rules]
+        described["rules"] = dg.MetadataValue.md(markdown_table(("", "rule", "value", "limit", "detail"), rows))
+    if found.reasons:
+        described["reasons"] = dg.MetadataValue.md(bullet_list(found.reasons))
+    if digest:
+        described["digest"] = digest
+    severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+    return dg.AssetCheckResult(
+        passed=found.passed, asset_key=check.asset, check_name=check.name, severity=severity, description=found.text, metadata=described
+    )
+
+
+def answers(settings: Settings, asset: str, partition: str | None, names: Iterable[str]) -> Iterator[dg.AssetCheckResult]:
+    """Results of some checks of one asset; the receipt and the files are read once."""
+    loaded = load(settings, asset, partition)
+    for check in checks_of(asset):
+        if check.name in names:
+            if isinstance(loaded, Answer):
+                yield as_result(check, loaded, None)
+            else:
+                yield as_result(check, answer(check, loaded, settings.gates.required), loaded.digest)
+
+
+def build_checks(partitions: dict[str, dg.PartitionsDefinition]) -> list[dg.AssetChecksDefinition]:
+    """One check function per asset of the table. Checks of a partitioned asset are partitioned like it."""
+    return [_checks_of_asset(asset, partitions.get(asset)) for asset in dict.fromkeys(c.asset for c in CHECKS)]
+
+
+def _checks_of_asset(asset: str, partitions: dg.PartitionsDefinition | None) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(c.name, asset=asset, description=c.must_hold, blocking=c.blocking, partitions_def=partitions, metadata={"gate": c.gate})
+        for c in checks_of(asset)
+    ]
+
+    @dg.multi_asset_check(name=f"{asset}_checks", specs=specs, can_subset=True, description=f"Verdicts of {asset}, read from its receipt.")
+    def judge(context: dg.AssetCheckExecutionContext, lake: Lake) -> Iterator[dg.AssetCheckResult]:
+        names = {key.name for key in context.selected_asset_check_keys}
+        yield from answers(lake.settings, asset, context.partition_key if partitions else None, names)
+
+    return judge

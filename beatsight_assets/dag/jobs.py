@@ -1,0 +1,38 @@
+"""What people and sensors start: every job selects assets with all their checks.
+
+A job that spans datasets cannot hold `events` too: one run holds one partition.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from beatsight_assets.dag.assets.model import GPU_TAGS, TrainConfig
+
+MANIFEST = ("merged_manifest", "annotated_manifest", "splits", "manifest_health", "health_diff", "sampling_weights")
+MODEL = ("recording_features", "candidate_model", "evaluation")
+READINESS = ("boundary_pack", "predictions", "readiness")
+RELEASE = ("promoted_model", "transcriptions")
+PRESETS = {"train_warmup": "warmup", "train_baseline": "baseline", "train_long": "long"}
+
+
+def _job(name: str, description: str, *assets: str, config: dg.RunConfig | None = None, gpu: bool = False) -> Any:
+    return dg.define_asset_job(
+        name, dg.AssetSelection.assets(*assets), description=description, config=config, tags={"gpu": GPU_TAGS["gpu"]} if gpu else None
+    )
+
+
+JOBS = [
+    _job("render_job", "Render one dataset that the platform makes itself.", "rendered_audio"),
+    _job("ingest_job", "Ingest one dataset.", "events"),
+    _job("merge_job", "Merge all green datasets.", "merged_manifest"),
+    _job("post_ingest_job", "From green datasets to a judged, split and weighted manifest.", *MANIFEST),
+    _job("health_job", "Judge the manifest again.", "manifest_health", "health_diff"),
+    *(
+        _job(name, f"Train with preset {preset} and evaluate.", *MODEL, config=dg.RunConfig(ops={"candidate_model": TrainConfig(preset=preset)}), gpu=True)
+        for name, preset in PRESETS.items()
+    ),
+    _job("readiness_job", "Is the candidate fit to serve?", *READINESS, gpu=True),
+    _job("promote_job", "Promote the candidate, if every gate is green, and let it listen to the reference songs.", *RELEASE),
+    _job("demo_job", "Everything after ingest, from the merge to transcriptions.", *MANIFEST, *MODEL, *READINESS, *RELEASE, gpu=True),
+]

@@ -1,0 +1,151 @@
+"""What people see of a stage in the UI: figures with history, the table, a chart, files, digests.
+
+Belongs here: the one translation of a `Report` into Dagster metadata. Does not belong here: any figure of its own.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from beatsight_assets.settings import Settings
+from beatsight_assets.stages import Report, Table
+from beatsight_assets.verdict import shown
+
+MAX_INLINE = 1_000  # characters: the UI folds longer Markdown behind "[Show Markdown]"
+MAX_BARS = 24  # 18 bytes of path each: the SVG stays below 600 bytes, its data URI below MAX_INLINE
+MAX_TABLE_ROWS = 48
+EVENT_TABLES = ("events", "merged_manifest", "annotated_manifest")
+INK = "#3d6fd6"
+
+
+def result(settings: Settings, report: Report) -> dg.MaterializeResult:
+    """A stage's report as Dagster keeps it. Equal products have equal data versions, so children of unchanged work stay calm."""
+    return dg.MaterializeResult(metadata=describe(settings, report), data_version=dg.DataVersion(report.digest))
+
+
+def describe(settings: Settings, report: Report) -> dict[str, Any]:
+    """Metadata of a report: first what it found, then where it lies, then what it rests on."""
+    found: dict[str, Any] = {k: v for k, v in report.figures.items() if is_number(v)}
+    for verdict in report.verdicts:
+        found[f"verdict {verdict.gate}"] = verdict.status if verdict.passed else dg.MetadataValue.md(bullet_list(verdict.failures))
+    if report.table and report.table.rows:
+        found["table"] = dg.MetadataValue.md(markdown_table(report.table.columns, report.table.rows[:MAX_TABLE_ROWS]))
+        bars = bars_of(report.table)
+        if bars:
+            found["chart"] = dg.MetadataValue.md(small_chart(*bars))
+            found["chart_full"] = dg.MetadataValue.md(full_chart(*bars))
+    for key, value in report.facts.items():
+        if value not in (None, "", {}, []):
+            found[key] = escape(value) if isinstance(value, str) else value if is_number(value) else dg.MetadataValue.json(value)
+    if report.outputs:
+        found["path"] = dg.MetadataValue.path(str(settings.layout.root / report.outputs[0].path))
+        files = [(a.role, a.path, shown(a.rows), a.sha256[:12]) for a in report.outputs[:MAX_TABLE_ROWS]]
+        found["files"] = dg.MetadataValue.md(markdown_table(("role", "below the data root", "rows", "sha256"), files))
+        rows = next((a.rows for a in report.outputs if a.rows is not None), None)
+        if rows is not None:
+            found["dagster/row_count"] = rows
+    if report.stage in EVENT_TABLES:
+        found["dagster/column_schema"] = event_columns()
+    found["digest"] = report.digest
+    found["parents"] = dg.MetadataValue.json({f"{n}:{a.role}": {"path": a.path, "sha256": a.sha256} for n, a in enumerate(report.parents)})
+    found["made"] = "reused: nothing it rests on has changed" if report.reused else "in this run"
+    return found
+
+
+def event_columns() -> dg.TableSchema:
+    """Columns of every event table with unit and meaning."""
+    from beatsight_assets.events import COLUMN_DOCS, EVENT_SCHEMA, REQUIRED
+
+    def column(name: str) -> dg.TableColumn:
+        unit, text = COLUMN_DOCS[name]
+        is_nested = EVENT_SCHEMA[name].is_nested()
+        kind = "list" if is_nested else str(EVENT_SCHEMA[name]).lower()
+        return dg.TableColumn(name, kind, f"{text} [{unit}]", dg.TableColumnConstraints(nullable=name not in REQUIRED))
+
+    return dg.TableSchema([column(name) for name in EVENT_SCHEMA])
+
+
+def is_number(value: Any) -> bool:
+    """A number that can be plotted."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def escape(text: str) -> str:
+    """A name as Markdown shows it literally."""
+    for sign, shown_as in (("\\", "\\\\"), ("|", "\\|"), ("[", "\\["), ("<", "&lt;"), ("\n", " ")):
+        text = text.replace(sign, shown_as)
+    return text
+
+
+def bullet_list(lines: Sequence[str]) -> str:
+    """Lines as a Markdown list."""
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as a Markdown table, numbers to the right."""
+    numeric = [bool(rows) and all(is_number(r[i]) or r[i] is None for r in rows) for i in range(len(columns))]
+    lines = [[escape(c) for c in columns], ["---:" if n else "---" for n in numeric]]
+    lines += [[_cell(v) for v in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return shown(value) if isinstance(value, float) else escape(str(value))
+
+
+def bars_of(table: Table) -> tuple[str, str, list[tuple[str, float]]] | None:
+    """(name of the figures, name of the labels, bars) when the table has a text column first and a number column; else None."""
+    if len(table.rows) < 2 or not all(isinstance(r[0], str) for r in table.rows):
+        return None
+    for i, name in enumerate(table.columns):
+        if i and all(is_number(r[i]) and r[i] >= 0 for r in table.rows):
+            return name, table.columns[0], [(str(r[0]), float(r[i])) for r in table.rows[:MAX_TABLE_ROWS]]
+    return None
+
+
+def small_chart(figure: str, label: str, bars: Sequence[tuple[str, float]]) -> str:
+    """Bars that the UI draws in place: a line of text and an SVG data URI, in all below MAX_INLINE characters."""
+    drawn = list(bars[:MAX_BARS])
+    top = max(v for _, v in drawn) or 1.0
+    step = 288 // len(drawn)
+    path = "".join(f"M{i * step} 60v-{max(1, round(58 * v / top))}h{step - 2}V60z" for i, (_, v) in enumerate(drawn))
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="288" height="60"><path fill="{INK}" d="{path}"/></svg>'
+    largest, least = max(drawn, key=lambda b: b[1]), min(drawn, key=lambda b: b[1])
+    text = f"{figure} by {label}: {largest[0][:24]} {shown(largest[1])} … {least[0][:24]} {shown(least[1])}"
+    chart = f"{escape(text)}\n\n![bars](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+    assert len(chart) < MAX_INLINE, f"{len(chart)} characters would be folded by the UI"
+    return chart
+
+
+def full_chart(figure: str, label: str, bars: Sequence[tuple[str, float]]) -> str:
+    """The same bars with names and numbers, as a PNG behind the link."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(6.4, 0.6 + 0.24 * len(bars)), dpi=80, layout="constrained")
+    axes = sheet.add_subplot()
+    drawn = axes.barh([_plain(n) for n, _ in bars], [v for _, v in bars], color=INK)
+    axes.bar_label(drawn, labels=[shown(v) for _, v in bars], padding=2, fontsize=7)
+    axes.set(xlabel=_plain(figure), ylabel=_plain(label))
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    image = io.BytesIO()
+    FigureCanvasAgg(sheet).print_png(image, metadata={"Software": None})
+    return f"![{escape(figure)} by {escape(label)}](data:image/png;base64,{base64.b64encode(image.getvalue()).decode()})"
+
+
+def _plain(name: str) -> str:
+    """A name for matplotlib, which reads `$` as mathematics."""
+    return name.replace("$", r"\$")[:40]

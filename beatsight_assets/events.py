@@ -1,0 +1,678 @@
+"""The event row: one instant of one session with everything that sounds at it.
+
+Belongs here: the schema, turning hits into events (ids, merging, doubles, buckets), validation, Parquet and JSONL.
+Does not belong here: what a note or a token means (taxonomy), dataset layouts (sources), inferred techniques (manifest).
+
+Time is integer microseconds until the last step; `onset_time` is those microseconds over 10^6.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from beatsight_assets.errors import InputError
+from beatsight_assets.taxonomy import DRUM_MIX, HIHATS_WITH_OPENNESS, STRIKES, Taxonomy, Voice
+
+VERSION = "1"
+SCHEMA_NAME = "beatsight.events/1"
+MERGE_WINDOW_US = 10_000  # spec/events.md section 3: inclusive, measured from the anchor, no chaining
+LIMIT_SLACK = 1e-6  # so that 0.8 stored as f32 is still medium
+DAY_S = 86_400.0
+BUCKET_LIMITS = (("ghost", 0.25), ("light", 0.50), ("medium", 0.80), ("accent", 1.0))
+BUCKETS = ("ghost", "light", "medium", "accent", "unknown")
+SPLITS = ("train", "val", "test")
+MIX_CONTEXTS = ("full_mix", "drum_only", "close_mic", "overheads", "one_shot", "midi_only", "stem", "room", "unknown")
+CLOSED_PEDAL = 90  # Roland TD-11: CC4 of a closed hat; 94.3 % of 35,142 closed hits of Groove have openness exactly 0 with it
+MAX_LINE_BYTES = 1_000_000
+
+COMPONENT_STRUCT = pl.Struct(
+    {
+        "label": pl.String,
+        "velocity": pl.Float32,
+        "dynamic_bucket": pl.String,
+        "openness": pl.Float32,
+        "openness_raw": pl.Int32,
+        "strike_position": pl.String,
+        "instrument_variant": pl.String,
+    }
+)
+CONTEXT_STRUCT = pl.Struct({"pre": pl.Float32, "post": pl.Float32})
+EVENT_SCHEMA = pl.Schema(
+    {
+        "event_id": pl.String,
+        "session_id": pl.String,
+        "source_set": pl.String,
+        "group_id": pl.String,
+        "drummer_id": pl.String,
+        "kit_id": pl.String,
+        "is_synthetic": pl.Boolean,
+        "audio_path": pl.String,
+        "midi_path": pl.String,
+        "onset_time": pl.Float64,
+        "offset_time": pl.Float64,
+        "tempo_bpm": pl.Float64,
+        "meter": pl.String,
+        "bar_index": pl.Int32,
+        "beat_index": pl.Int32,
+        "components": pl.List(COMPONENT_STRUCT),
+        "techniques": pl.List(pl.String),
+        "split_hint": pl.String,
+        "context_ms": CONTEXT_STRUCT,
+        "mix_context": pl.String,
+        "negative_example": pl.Boolean,
+        "metadata_ref": pl.String,
+        "extras": pl.String,
+    }
+)
+# (unit, meaning) of each column: the Columns panel of the UI and the README table are made from this.
+COLUMN_DOCS: dict[str, tuple[str, str]] = {
+    "event_id": ("uuid5", "of source set, session and onset in microseconds"),
+    "session_id": ("path", "recording session inside its dataset"),
+    "source_set": ("name", "dataset"),
+    "group_id": ("prefix:key", "leakage unit: everything that shares the performance"),
+    "drummer_id": ("name", "the same person has the same id in every dataset"),
+    "kit_id": ("name", "kit, module or plugin"),
+    "is_synthetic": ("bool", "audio rendered offline from MIDI"),
+    "audio_path": ("path", "relative to the dataset root; says nothing about the file being there"),
+    "midi_path": ("path", "relative to the dataset root"),
+    "onset_time": ("s", "onset of the earliest hit, whole microseconds"),
+    "offset_time": ("s", "end, only where the source states one"),
+    "tempo_bpm": ("bpm", "in force at the onset"),
+    "meter": ("n/d", "in force at the onset"),
+    "bar_index": ("bars", "since the start, from 0"),
+    "beat_index": ("beats", "in the bar, from 0"),
+    "components": ("list", "hits: label, velocity 0..1, dynamic bucket, openness 0 closed .. 1 open, strike position, variant"),
+    "techniques": ("list", "playing gestures of this event, sorted"),
+    "split_hint": ("split", "official split of the dataset"),
+    "context_ms": ("ms", "default window around the onset"),
+    "mix_context": ("name", "what the audio contains"),
+    "negative_example": ("bool", "window known to hold no hit"),
+    "metadata_ref": ("ref", "provenance:<session_id>"),
+    "extras": ("JSON", "label source, confidence, offsets of components, collapsed hits"),
+}
+REQUIRED = ("event_id", "session_id", "source_set", "group_id", "is_synthetic", "onset_time", "components", "techniques", "context_ms",
+            "mix_context", "negative_example", "metadata_ref", "extras")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is true of every event of one recording session."""
+
+    session_id: str
+    group_id: str
+    drummer_id: str | None = None
+    kit_id: str | None = None
+    is_synthetic: bool = False
+    audio_path: str | None = None
+    midi_path: str | None = None
+    split_hint: str | None = None
+    context_ms: tuple[float, float] = (80.0, 200.0)
+    mix_context: str = "drum_only"
+    label_source: str = "midi"
+    confidence: float = 1.0
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Hits of one session as columns, in any order. All arrays have shape (n,).
+
+    onset_us : int64, microseconds from the start of the audio, >= 0
+    voice : int, index into `voices`
+    velocity : float32 0..1, NaN where the source has none
+    openness : float32 0 closed .. 1 open, NaN where unknown
+    openness_raw : int32 pedal value as recorded, -1 where none
+    tempo_bpm : float64, NaN where unknown; meter : int index into `meters`, -1 unknown; bar, beat : int32, -1 unknown
+    stated : techniques stated for single hits, by index into the arrays
+    """
+
+    voices: tuple[Voice, ...]
+    onset_us: NDArray[np.int64]
+    voice: NDArray[np.int64]
+    velocity: NDArray[np.float32]
+    openness: NDArray[np.float32] | None = None
+    openness_raw: NDArray[np.int32] | None = None
+    tempo_bpm: NDArray[np.float64] | None = None
+    meters: tuple[str, ...] = ()
+    meter: NDArray[np.int64] | None = None
+    bar: NDArray[np.int32] | None = None
+    beat: NDArray[np.int32] | None = None
+    stated: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.onset_us)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Events of several sessions, and what assembling them did to each session's hits."""
+
+    frame: pl.DataFrame
+    n_hits: NDArray[np.int64]
+    n_events: NDArray[np.int64]
+    n_collapsed: NDArray[np.int64]
+    n_openness_null: NDArray[np.int64]
+
+
+def openness_from_pedal(cc4: NDArray[np.integer[Any]], *, closed_at: int = CLOSED_PEDAL) -> NDArray[np.float32]:
+    """Openness of the hi-hat from pedal values; negative values mean "no pedal seen" and give NaN.
+
+    Parameters
+    ----------
+    cc4 : int [shape=(n,)], 0..127 as sent by the module (90 closed, 0 open on the TD-11), or -1
+    closed_at : pedal value of a closed hat
+
+    Returns
+    -------
+    float32 [shape=(n,)], 0 closed .. 1 fully open
+
+    >>> openness_from_pedal(np.array([66, 0, 90, 127, -1])).tolist()
+    [0.2666666805744171, 1.0, 0.0, 0.0, nan]
+    """
+    openness = np.clip(1.0 - cc4 / closed_at, 0.0, 1.0).astype(np.float32)
+    return np.where(cc4 < 0, np.float32(np.nan), openness).astype(np.float32)
+
+
+def bucket_ids(velocity: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Index into `BUCKETS` for velocities 0..1; NaN is `unknown`."""
+    limits = np.array([limit + LIMIT_SLACK for _, limit in BUCKET_LIMITS[:3]])
+    found = np.searchsorted(limits, velocity.astype(np.float64), side="left")
+    return np.where(np.isnan(velocity), 4, found).astype(np.int64)
+
+
+def event_id(source_set: str, session_id: str, onset_us: int) -> str:
+    """Id of the event at `onset_us` microseconds of a session.
+
+    >>> event_id("groove_mididataset", "drummer1/eval_session/1_funk-groove1_138_beat_4-4.mid", 2717)
+    'd0c7e851-d761-5167-899e-d93dfcb1fb69'
+    """
+    return str(uuid5(uuid5(NAMESPACE_URL, f"urn:beatsight:source:{source_set}"), f"{session_id}:{onset_us}"))
+
+
+def anchors(session: NDArray[np.int64], onset_us: NDArray[np.int64], window_us: int = MERGE_WINDOW_US) -> NDArray[np.bool_]:
+    """Which hits open an event: the first hit, then every hit more than `window_us` after the last anchor of its session.
+
+    Parameters
+    ----------
+    session, onset_us : int64 [shape=(n,)], sorted by (session, onset)
+    """
+    n = len(onset_us)
+    opens = np.ones(n, dtype=bool)
+    if n < 2:
+        return opens
+    opens[1:] = (session[1:] != session[:-1]) | (np.diff(onset_us) > window_us)
+    # Between two certain breaks hits lie closer than the window; only clusters longer than the window need the walk.
+    starts = np.flatnonzero(opens)
+    ends = np.append(starts[1:], n)
+    for i in np.flatnonzero(onset_us[ends - 1] - onset_us[starts] > window_us):
+        anchor = onset_us[starts[i]]
+        for j in range(starts[i] + 1, ends[i]):
+            if onset_us[j] - anchor > window_us:
+                opens[j] = True
+                anchor = onset_us[j]
+    return opens
+
+
+def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: Taxonomy) -> Assembled:
+    """Events of many sessions at once (`spec/events.md` section 3): hits within 10 ms of an anchor are one event, doubles collapse.
+
+    Works on columns over the whole batch; sorted by session in batch order, then onset.
+
+    Raises
+    ------
+    InputError `bad-time` : an onset is negative or not below one day
+    """
+    n_sessions = len(batch)
+    sizes = np.array([len(h) for _, h in batch], dtype=np.int64)
+    session = np.repeat(np.arange(n_sessions, dtype=np.int64), sizes)
+    onset = _join(batch, lambda h: h.onset_us, np.int64, 0)
+    if len(onset) and (onset.min() < 0 or onset.max() >= DAY_S * 1e6):
+        worst = int(onset.min() if onset.min() < 0 else onset.max())
+        where = batch[int(session[int(np.flatnonzero(onset == worst)[0])])][0].session_id
+        raise InputError(f"onset {worst / 1e6} s is not within 0 .. 86,400 s. Are these milliseconds?", code="bad-time", where=where)
+    velocity = _join(batch, lambda h: h.velocity, np.float32, np.nan)
+    openness = _join(batch, lambda h: h.openness, np.float32, np.nan)
+    raw = _join(batch, lambda h: h.openness_raw, np.int32, -1)
+
+    voices: dict[Voice, int] = {}
+    local = [np.array([voices.setdefault(v, len(voices)) for v in h.voices], dtype=np.int64) for _, h in batch]
+    voice = np.concatenate([t[h.voice] for t, (_, h) in zip(local, batch, strict=True)] or [np.empty(0, np.int64)])
+    table = list(voices)
+    labels = sorted({v.label for v in table}, key=lambda x: (taxonomy.order.get(x, len(taxonomy.order)), x))
+    variants: list[str | None] = sorted({v.variant for v in table}, key=lambda x: (x is not None, x or ""))
+    label_of = np.array([labels.index(v.label) for v in table] or [0], dtype=np.int64)
+    variant_of = np.array([variants.index(v.variant) for v in table] or [0], dtype=np.int64)
+
+    def place(index: NDArray[np.int64]) -> NDArray[np.int64]:
+        return label_of[voice[index]] * (len(variants) + 1) + variant_of[voice[index]]
+
+    every = np.arange(len(onset), dtype=np.int64)
+    by_time = np.lexsort((place(every), onset, session))
+    opens = anchors(session[by_time], onset[by_time])
+    event = np.cumsum(opens) - 1
+    # Doubles: within (event, label, variant) the loudest stays, on a tie the earlier; unknown velocity is the quietest.
+    loud = np.nan_to_num(velocity[by_time], nan=-1.0)
+    order = np.lexsort((np.arange(len(event)), -loud, place(by_time), event))
+    kept_event, kept = event[order], by_time[order]
+    key = place(kept)
+    first = np.ones(len(kept), dtype=bool)
+    first[1:] = (kept_event[1:] != kept_event[:-1]) | (key[1:] != key[:-1])
+    n_events = int(opens.sum())
+    n_in_event = np.bincount(kept_event, minlength=n_events)
+    kept_event, kept = kept_event[first], kept[first]
+    n_kept = np.bincount(kept_event, minlength=n_events)
+    collapsed = n_in_event - n_kept
+    at = by_time[opens]  # the anchor hit of each event
+    event_session = session[at]
+    event_onset = onset[at]
+    offsets = np.concatenate([[0], np.cumsum(n_kept)])
+
+    kept_voice = voice[kept]
+    stated_bucket = np.array([BUCKETS.index(v.bucket) if v.bucket else -1 for v in table] or [-1], dtype=np.int64)[kept_voice]
+    bucket = np.where(stated_bucket >= 0, stated_bucket, bucket_ids(velocity[kept]))
+    has_openness = np.array([v.label in HIHATS_WITH_OPENNESS for v in table] or [False])[kept_voice]
+    kept_openness = np.where(has_openness, openness[kept], np.float32(np.nan))
+    n_null = np.bincount(session[kept][has_openness & np.isnan(kept_openness)], minlength=n_sessions) if len(kept) else np.zeros(n_sessions, np.int64)
+    components = _structs(
+        {
+            "label": _dictionary([v.label for v in table], kept_voice),
+            "velocity": _nullable(velocity[kept], pa.float32()),
+            "dynamic_bucket": _dictionary(list(BUCKETS), bucket),
+            "openness": _nullable(kept_openness, pa.float32()),
+            "openness_raw": pa.array(raw[kept], mask=raw[kept] < 0, type=pa.int32()),
+            "strike_position": _dictionary([v.strike for v in table], kept_voice),
+            "instrument_variant": _dictionary([v.variant for v in table], kept_voice),
+        },
+        offsets,
+    )
+
+    def per_event(pick: Any, dtype: Any, missing: Any) -> NDArray[Any]:
+        return _join(batch, pick, dtype, missing)[at]
+
+    meters: dict[str, int] = {}
+    meter_of = [np.array([meters.setdefault(m, len(meters)) for m in h.meters] + [-1], dtype=np.int64) for _, h in batch]
+    meter = (
+        np.concatenate([t[h.meter] if h.meter is not None else np.full(len(h), -1) for t, (_, h) in zip(meter_of, batch, strict=True)])[at]
+        if len(onset)
+        else np.empty(0, np.int64)
+    )
+    tempo = per_event(lambda h: h.tempo_bpm, np.float64, np.nan)
+    bar = per_event(lambda h: h.bar, np.int32, -1)
+    beat = per_event(lambda h: h.beat, np.int32, -1)
+
+    def told(pick: Any) -> pa.Array:
+        return _dictionary([pick(s) for s, _ in batch], event_session)
+
+    columns: dict[str, pa.Array | NDArray[Any]] = {
+        "event_id": pa.array(_event_ids(source_set, [s.session_id for s, _ in batch], event_session, event_onset), pa.large_string()),
+        "session_id": told(lambda s: s.session_id),
+        "source_set": _dictionary([source_set], np.zeros(n_events, np.int64)),
+        "group_id": told(lambda s: s.group_id),
+        "drummer_id": told(lambda s: s.drummer_id),
+        "kit_id": told(lambda s: s.kit_id),
+        "is_synthetic": pa.array(np.array([s.is_synthetic for s, _ in batch], dtype=bool)[event_session] if n_events else [], pa.bool_()),
+        "audio_path": told(lambda s: s.audio_path),
+        "midi_path": told(lambda s: s.midi_path),
+        "onset_time": event_onset / 1e6,
+        "offset_time": pa.nulls(n_events, pa.float64()),
+        "tempo_bpm": _nullable(tempo, pa.float64()),
+        "meter": _dictionary([*meters, None], np.where(meter < 0, len(meters), meter)),
+        "bar_index": pa.array(bar, mask=bar < 0, type=pa.int32()),
+        "beat_index": pa.array(beat, mask=beat < 0, type=pa.int32()),
+        "components": components,
+        "techniques": _techniques(batch, table, voice, kept_event, kept, event, by_time, n_events),
+        "split_hint": told(lambda s: s.split_hint),
+        "context_ms": pa.StructArray.from_arrays(
+            [pa.array(np.array([s.context_ms[i] for s, _ in batch], dtype=np.float32)[event_session] if n_events else [], pa.float32()) for i in (0, 1)],
+            names=["pre", "post"],
+        ),
+        "mix_context": told(lambda s: s.mix_context),
+        "negative_example": pa.array(np.zeros(n_events, dtype=bool)),
+        "metadata_ref": told(lambda s: f"provenance:{s.session_id}"),
+        "extras": _extras(batch, event_session, onset[kept] - event_onset[kept_event], offsets, collapsed),
+    }
+    frame = pl.DataFrame(pl.from_arrow(pa.table(columns))).cast(dict(EVENT_SCHEMA))
+    return Assembled(
+        frame=frame,
+        n_hits=sizes,
+        n_events=np.bincount(event_session, minlength=n_sessions),
+        n_collapsed=np.bincount(event_session, weights=collapsed, minlength=n_sessions).astype(np.int64),
+        n_openness_null=n_null,
+    )
+
+
+def empty_frame() -> pl.DataFrame:
+    """Zero events with the right schema."""
+    return pl.DataFrame(schema=EVENT_SCHEMA)
+
+
+def sample_row(source_set: str, session: Session, *, label: str, offset_s: float, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Row of a whole stem without onset labels: onset 0, offset = duration, context 0/0. Inventory, never a hit."""
+    component = {"label": label, "dynamic_bucket": "unknown"}
+    return {
+        "event_id": event_id(source_set, session.session_id, 0), "session_id": session.session_id, "source_set": source_set,
+        "group_id": session.group_id, "is_synthetic": session.is_synthetic, "audio_path": session.audio_path, "onset_time": 0.0,
+        "offset_time": offset_s, "components": [component], "techniques": [], "split_hint": session.split_hint,
+        "context_ms": {"pre": 0.0, "post": 0.0}, "mix_context": session.mix_context, "negative_example": False,
+        "metadata_ref": f"provenance:{session.session_id}", "extras": json.dumps(dict(extras), sort_keys=True),
+    }  # fmt: skip
+
+
+def _join(batch: Sequence[tuple[Session, Hits]], pick: Any, dtype: Any, missing: Any) -> NDArray[Any]:
+    parts = [np.full(len(h), missing, dtype=dtype) if pick(h) is None else np.asarray(pick(h), dtype=dtype) for _, h in batch]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
+
+
+def _dictionary(values: Sequence[str | None], index: NDArray[np.int64]) -> pa.Array:
+    """Repeated strings without a Python object per row."""
+    return pa.DictionaryArray.from_arrays(pa.array(index, pa.int32()), pa.array(list(values), pa.large_string())).cast(pa.large_string())
+
+
+def _nullable(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    return pa.array(values, mask=np.isnan(values), type=kind)
+
+
+def _structs(columns: Mapping[str, pa.Array], offsets: NDArray[np.int64]) -> pa.Array:
+    structs = pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), structs)
+
+
+def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int64], onset_us: NDArray[np.int64]) -> list[str]:
+    """uuid5 per event, with the hash state of each session's prefix computed once."""
+    namespace = uuid5(NAMESPACE_URL, f"urn:beatsight:source:{source_set}").bytes
+    prefixes = [sha1(namespace + f"{s}:".encode(), usedforsecurity=False) for s in sessions]
+    digests = bytearray()
+    for s, onset in zip(session.tolist(), onset_us.tolist(), strict=True):
+        state = prefixes[s].copy()
+        state.update(b"%d" % onset)
+        digests += state.digest()[:16]
+    raw = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16).copy()
+    raw[:, 6] = (raw[:, 6] & 0x0F) | 0x50  # version 5, RFC 4122
+    raw[:, 8] = (raw[:, 8] & 0x3F) | 0x80  # variant
+    text = raw.tobytes().hex()
+    return [f"{text[i : i + 8]}-{text[i + 8 : i + 12]}-{text[i + 12 : i + 16]}-{text[i + 16 : i + 20]}-{text[i + 20 : i + 32]}" for i in range(0, len(text), 32)]
+
+
+def _techniques(
+    batch: Sequence[tuple[Session, Hits]],
+    table: Sequence[Voice],
+    voice: NDArray[np.int64],
+    kept_event: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    event: NDArray[np.int64],
+    by_time: NDArray[np.int64],
+    n_events: int,
+) -> pa.Array:
+    """Stated techniques per event; almost all events have none, so only those that do are walked."""
+    found: dict[int, set[str]] = {}
+    telling = np.array([bool(v.techniques) for v in table] or [False])
+    for e, v in zip(kept_event[telling[voice[kept]]].tolist(), voice[kept][telling[voice[kept]]].tolist(), strict=True):
+        found.setdefault(e, set()).update(table[v].techniques)
+    if any(h.stated for _, h in batch):
+        event_of_hit = np.empty(len(by_time), dtype=np.int64)
+        event_of_hit[by_time] = event
+        start = 0
+        for _, hits in batch:
+            for i, names in hits.stated.items():
+                found.setdefault(int(event_of_hit[start + i]), set()).update(names)
+            start += len(hits)
+    counts = np.zeros(n_events, dtype=np.int64)
+    values: list[str] = []
+    for e in sorted(found):
+        counts[e] = len(found[e])
+        values += sorted(found[e])
+    return pa.LargeListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64()), pa.array(values, pa.large_string()))
+
+
+def _extras(
+    batch: Sequence[tuple[Session, Hits]],
+    event_session: NDArray[np.int64],
+    delta_us: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    collapsed: NDArray[np.int64],
+) -> pa.Array:
+    base = [json.dumps({"confidence": s.confidence, "label_source": s.label_source}, sort_keys=True, separators=(",", ":")) for s, _ in batch]
+    special: dict[int, str] = {}
+    spread = np.zeros(len(collapsed), dtype=bool)
+    if len(delta_us):
+        spread = np.add.reduceat(delta_us != 0, offsets[:-1]) > 0
+    for e in np.flatnonzero(spread | (collapsed > 0)).tolist():
+        session = batch[int(event_session[e])][0]
+        extras: dict[str, Any] = {"confidence": session.confidence, "label_source": session.label_source}
+        if spread[e]:
+            extras["offsets_us"] = delta_us[offsets[e] : offsets[e + 1]].tolist()
+        if collapsed[e]:
+            extras["collapsed_hits"] = int(collapsed[e])
+        special[e] = json.dumps(extras, sort_keys=True, separators=(",", ":"))
+    index = event_session.copy()
+    values = [*base, *special.values()]
+    for i, e in enumerate(special):
+        index[e] = len(base) + i
+    return _dictionary(values, index)
+
+
+# ---- reading, writing, checking ----------------------------------------------------------------------------------------------
+
+
+def parquet_metadata(taxonomy: Taxonomy, source_set: str = "") -> dict[str, str]:
+    """Key-value metadata of every event table."""
+    return {"schema": SCHEMA_NAME, "taxonomy_version": str(taxonomy.version), "source_set": source_set}
+
+
+def read_events(path: Path) -> pl.DataFrame:
+    """Events of a Parquet or JSONL manifest.
+
+    Raises
+    ------
+    InputError `missing-input`, `bad-manifest` : with file, line and field
+    """
+    if not path.is_file():
+        raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path))
+    if path.suffix == ".jsonl":
+        return _read_jsonl(path)
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=str(path)) from error
+    if frame.schema != EVENT_SCHEMA:
+        off = sorted(set(EVENT_SCHEMA.items()) ^ set(frame.schema.items()), key=str)[:3]
+        raise InputError(f"columns are not those of {SCHEMA_NAME}; first differences: {off}", code="bad-manifest", where=str(path))
+    return frame
+
+
+def to_jsonl(frame: pl.DataFrame) -> bytes:
+    """One compact object per line: keys in schema order, null fields left out, extras as an object, floats with at most 6 decimals."""
+    lines = []
+    for row in frame.iter_rows(named=True):
+        row["extras"] = json.loads(row["extras"])
+        lines.append(json.dumps(_compact(row), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _compact(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _compact(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_compact(v) for v in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _read_jsonl(path: Path) -> pl.DataFrame:
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        line = text.count(b"\n") + 1
+        raise InputError("the last line is torn (no line end). Was the writer interrupted?", code="bad-manifest", where=f"{path}:{line}")
+    rows = []
+    for number, line in enumerate(text.split(b"\n")[:-1], start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(f"line of {len(line):,} bytes; at most {MAX_LINE_BYTES:,}", code="bad-manifest", where=where)
+        try:
+            row = json.loads(line, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not a JSON object: {error}", code="bad-manifest", where=where) from error
+        if not isinstance(row, dict):
+            raise InputError(f"a line must be a JSON object, not {type(row).__name__}", code="bad-manifest", where=where)
+        rows.append(upgraded_row(row, where))
+    try:
+        return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row", strict=True)
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"a field has another type than {SCHEMA_NAME} says: {error}", code="bad-manifest", where=str(path)) from error
+
+
+def _no_constant(token: str) -> None:
+    raise ValueError(f"{token} is no JSON number")
+
+
+def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A row in today's shape from one of an older tool: ids and context filled, unknown keys moved into extras (`spec/events.md` section 11).
+
+    Raises
+    ------
+    InputError `bad-manifest`, `bad-time`
+    """
+    session = row.get("session_id")
+    identity = row.get("event_id", row.get("sample_id"))
+    if not isinstance(session, str) or not isinstance(identity, str):
+        raise InputError("session_id and event_id (or sample_id) must be strings", code="bad-manifest", where=where)
+    onset = row.get("onset_time")
+    if isinstance(onset, bool) or not isinstance(onset, (int, float)) or not math.isfinite(onset) or not 0 <= onset < DAY_S:
+        raise InputError(f"onset_time {onset!r} is not a number within 0 .. 86,400 s", code="bad-time", where=where)
+    extras = dict(row.get("extras") or {})
+    extras |= {k: v for k, v in row.items() if k not in EVENT_SCHEMA and k != "sample_id"}
+    components = row.get("components", [])
+    if not isinstance(components, list) or not all(isinstance(c, dict) and isinstance(c.get("label"), str) for c in components):
+        raise InputError("components must be a list of objects with a label", code="bad-manifest", where=where)
+    known = set(COMPONENT_STRUCT.to_schema())
+    context = row.get("context_ms")
+    full: dict[str, Any] = {name: row.get(name) for name in EVENT_SCHEMA}
+    full |= {
+        "event_id": identity,
+        "group_id": row.get("group_id") or session,
+        "source_set": row.get("source_set") or "unknown",
+        "is_synthetic": row.get("is_synthetic", False),
+        "onset_time": float(onset),
+        "components": [_upgraded_component({k: v for k, v in c.items() if k in known}) for c in components],
+        "techniques": sorted(set(row.get("techniques") or [])),
+        "context_ms": {"pre": 80.0, "post": 200.0} if not isinstance(context, dict) else {k: float(context[k]) for k in ("pre", "post")},
+        "mix_context": row.get("mix_context") or "unknown",
+        "negative_example": row.get("negative_example", False),
+        "metadata_ref": row.get("metadata_ref") or f"provenance:{session}",
+        "extras": json.dumps(extras, sort_keys=True, separators=(",", ":"), allow_nan=False),
+    }
+    return full
+
+
+def _upgraded_component(component: dict[str, Any]) -> dict[str, Any]:
+    full = dict.fromkeys(COMPONENT_STRUCT.to_schema()) | component
+    if full["dynamic_bucket"] is None:
+        velocity = full["velocity"]
+        full["dynamic_bucket"] = BUCKETS[int(bucket_ids(np.array([np.nan if velocity is None else velocity], dtype=np.float32))[0])]
+    return full
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A row that breaks a rule of the schema."""
+
+    rule: str
+    event_id: str
+    value: str
+
+
+def find_violations(frame: pl.DataFrame, taxonomy: Taxonomy, *, limit: int = 20) -> tuple[dict[str, int], list[Violation]]:
+    """Broken rules of `spec/events.md` section 11: counts per rule, and the first `limit` rows.
+
+    Labels outside the taxonomy are not violations (they are counted, see `label_counts`).
+    """
+    row = frame.with_row_index("row")
+    hits = row.select("row", "event_id", "components").explode("components", empty_as_null=False, keep_nulls=False).unnest("components")
+    empty = pl.col("components").list.len() == 0
+    velocity, openness = pl.col("velocity"), pl.col("openness")
+    fits = pl.coalesce(
+        pl.when(velocity.is_null()).then(pl.col("dynamic_bucket").is_in(["unknown", "ghost"])),
+        *(
+            pl.when(velocity.cast(pl.Float64) <= top + LIMIT_SLACK).then(pl.col("dynamic_bucket") == name)
+            for name, top in BUCKET_LIMITS
+        ),
+    )
+    event_rules = {
+        "required_fields": pl.any_horizontal([pl.col(c).is_null() for c in REQUIRED]),
+        "onset_range": ~pl.col("onset_time").is_between(0.0, DAY_S, closed="left"),
+        "onset_whole_microseconds": ((pl.col("onset_time") * 1e6).round() / 1e6 - pl.col("onset_time")).abs() > 1e-9,
+        "offset_after_onset": pl.col("offset_time") <= pl.col("onset_time"),
+        "negative_is_empty": empty != pl.col("negative_example"),
+        "techniques_sorted": pl.col("techniques") != pl.col("techniques").list.unique().list.sort(),
+        "mix_context": ~pl.col("mix_context").is_in(MIX_CONTEXTS),
+        "split_hint": ~pl.col("split_hint").is_in(SPLITS),
+        "metadata_ref": pl.col("metadata_ref") != pl.lit("provenance:") + pl.col("session_id"),
+    }
+    hit_rules = {
+        "velocity_range": ~velocity.is_between(0.0, 1.0),
+        "openness_range": ~openness.is_between(0.0, 1.0),
+        "openness_on_hats": openness.is_not_null() & ~pl.col("label").is_in(HIHATS_WITH_OPENNESS),
+        "dynamic_bucket": ~pl.col("dynamic_bucket").is_in(BUCKETS) | ~fits,
+        "strike_position": ~pl.col("strike_position").is_in(STRIKES),
+    }
+    counts: dict[str, int] = {}
+    violations: list[Violation] = []
+    for table, rules in ((row, event_rules), (hits, hit_rules)):
+        for rule, broken in rules.items():
+            bad = table.filter(broken.fill_null(False)).select("event_id")
+            counts[rule] = bad.height
+            violations += [Violation(rule, str(e), rule) for e in bad["event_id"].head(limit)]
+    return counts, violations[:limit]
+
+
+def hits_of(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """One row per hit: the named event columns and the component's fields. Negative rows vanish."""
+    return frame.select(*columns, "components").explode("components", empty_as_null=False, keep_nulls=False).unnest("components")
+
+
+def label_counts(frame: pl.DataFrame) -> dict[str, int]:
+    """Hits by label, `drum_mix` left out, most frequent first."""
+    counted = hits_of(frame).filter(pl.col("label") != DRUM_MIX).group_by("label").len().sort(["len", "label"], descending=[True, False])
+    return dict(counted.iter_rows())
+
+
+def unknown_labels(frame: pl.DataFrame, taxonomy: Taxonomy) -> dict[str, int]:
+    """Hits whose label is neither canonical nor an alias."""
+    return {label: n for label, n in label_counts(frame).items() if taxonomy.canonical(label) is None}
+
+
+def sum_counts(rows: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sum of several {code: count}, without zeros, sorted by name."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row)
+    return {k: total[k] for k in sorted(total) if total[k]}
+
+
+CSV_COLUMNS = ("event_id", "session_id", "source_set", "group_id", "onset_time", "offset_time", "label", "velocity", "dynamic_bucket", "openness",
+               "techniques", "tempo_bpm", "meter", "is_synthetic", "audio_path")  # fmt: skip
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def to_csv(frame: pl.DataFrame) -> bytes:
+    """One row per hit; a text cell that a spreadsheet would run as a formula gets a leading apostrophe."""
+    event_columns = [c for c in CSV_COLUMNS if c in EVENT_SCHEMA]
+    flat = hits_of(frame, *event_columns).with_columns(pl.col("techniques").list.join(";"), pl.col("is_synthetic").cast(pl.String))
+    texts = [c for c in CSV_COLUMNS if flat.schema[c] == pl.String]
+    guarded = [
+        pl.when(pl.col(c).str.slice(0, 1).is_in(FORMULA_STARTS)).then(pl.lit("'") + pl.col(c)).otherwise(pl.col(c)).alias(c) for c in texts
+    ]
+    return flat.with_columns(guarded).select(CSV_COLUMNS).write_csv().encode()

@@ -1,0 +1,323 @@
+"""Which group of recordings is trained on, which is validated on, which is tested on (`spec/gates.md` section 12).
+
+Belongs here: the one split rule and its gate. Does not belong here: what a group is (the sources say that).
+A group never moves when others come, unless a newcomer proves to be a copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from beatsight_assets.errors import ConfigError, InputError, NothingToDo
+from beatsight_assets.settings import Settings
+from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
+from beatsight_assets.taxonomy import UNSPECIFIED, Taxonomy, View
+from beatsight_assets.units import bucket
+from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
+
+STAGE = "splits"
+VERSION = "1"
+SPLITS = ("train", "val", "test")
+PROTECTION = {split: i for i, split in enumerate(SPLITS)}  # the most protected of several hints wins
+RATIOS = (0.8, 0.1, 0.1)
+LISTED = 50  # joined groups named in the receipt
+COLUMNS = (
+    *("source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "audio_path", "midi_path"),
+    *("components", "split_hint", "mix_context"),
+)
+SPLITS_SCHEMA = pl.Schema(
+    {
+        "group_id": pl.String(),
+        "split": pl.String(),
+        "reason": pl.String(),
+        "source_sets": pl.List(pl.String),
+        "events": pl.Int64(),
+        "sessions": pl.Int64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """seed : of the bucket; ratios : shares of train, val, test."""
+
+    seed: int = 0
+    ratios: tuple[float, float, float] = RATIOS
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where a group goes and why: its official split, its bucket, or that of the groups it is joined with."""
+
+    split: str
+    reason: str  # official, hash, joined
+    joined_with: tuple[str, ...] = ()  # the whole component in byte order, empty for a group alone
+
+
+def assign(
+    hints: Mapping[str, Iterable[str]], links: Iterable[tuple[str, str]] = (), *, seed: int = 0, ratios: Sequence[float] = RATIOS
+) -> dict[str, Assignment]:
+    """Split of every group.
+
+    Parameters
+    ----------
+    hints : {group_id: official splits of its events, possibly none, possibly several}
+    links : (group_id, content key); groups that share a key hold the same content and are joined
+
+    Raises
+    ------
+    ConfigError `bad-option` : ratios are negative or do not sum to 1
+    """
+    if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-9:
+        raise ConfigError(f"ratios are {tuple(ratios)}; three shares for train, val and test that sum to 1", code="bad-option", where="--ratios")
+    found: dict[str, Assignment] = {}
+    for members in components(hints, links):
+        official = [h for g in members for h in hints[g]]
+        if official:
+            split = max(official, key=PROTECTION.__getitem__)
+        else:
+            place = bucket(seed, members[0])
+            split = "train" if place < ratios[0] else "val" if place < ratios[0] + ratios[1] else "test"
+        for group in members:
+            own = max(hints[group], key=PROTECTION.__getitem__, default=None)
+            reason = "official" if own == split else "joined" if len(members) > 1 else "hash"
+            found[group] = Assignment(split, reason, tuple(members) if len(members) > 1 else ())
+    return found
+
+
+def components(groups: Iterable[str], links: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Groups that share content, directly or through others; members and components in byte order. Links of other groups do not count."""
+    parent = {group: group for group in groups}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    owner: dict[str, str] = {}
+    for group, key in links:
+        if group not in parent:
+            continue
+        first, second = root(owner.setdefault(key, group)), root(group)
+        parent[max(first, second, key=str.encode)] = min(first, second, key=str.encode)
+    members: dict[str, list[str]] = {}
+    for group in sorted(parent, key=str.encode):
+        members.setdefault(root(group), []).append(group)
+    return list(members.values())
+
+
+def content_keys(provenance: pl.DataFrame, paths: pl.DataFrame) -> pl.DataFrame:
+    """What each session holds: columns group_id, kind (audio, midi), key; nothing for a session without digests.
+
+    Parameters
+    ----------
+    provenance : source_set, session_id, hashes, facts
+    paths : source_set, session_id, group_id, audio_path, midi_path of the sessions that have events. Without a MIDI file there is no MIDI
+        content: all samples that hold one stroke at 0 s would be "equal"
+    """
+    sessions = provenance.join(paths, on=["source_set", "session_id"], how="inner")
+    audio = (
+        sessions.explode("hashes", empty_as_null=False, keep_nulls=False)
+        .filter(pl.col("hashes").struct.field("path") == pl.col("audio_path"))
+        .select("group_id", kind=pl.lit("audio"), key=pl.col("hashes").struct.field("sha256"))
+    )
+    midi = sessions.drop_nulls("midi_path").select("group_id", kind=pl.lit("midi"), key=pl.col("facts").str.json_path_match("$.midi_content"))
+    return pl.concat([audio, midi]).drop_nulls("key").unique().sort("kind", "key", "group_id")
+
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """What a split table does to the events; counted from the tables, not from how the split was made."""
+
+    n_events: Mapping[str, int]  # by split
+    group_overlap: int  # groups that stand in two splits
+    audio_overlap: int  # audio digests
+    midi_overlap: int  # MIDI contents
+    events_moved: int  # out of their official split
+    events_unassigned: int
+    free_groups: Mapping[str, int]  # groups without an official split, by split
+    class_groups: Mapping[str, Mapping[str, int]]  # class -> split -> groups
+    drummers_in_two_splits: int
+    kits_in_two_splits: int
+    synthetic_share: Mapping[str, float]
+
+
+def measure(events: pl.DataFrame, table: pl.DataFrame, keys: pl.DataFrame, view: View) -> SplitFigures:
+    """Figures of a split table about the events it is for (`COLUMNS`) and their content keys (`content_keys`)."""
+    split = table.select("group_id", "split")
+    rows = events.join(split.unique("group_id", keep="first"), on="group_id", how="left")
+    known = rows.filter(pl.col("split").is_in(SPLITS))
+    counts = dict(known.group_by("split").len().iter_rows())
+    test_groups = set(rows.filter(pl.col("split_hint") == "test")["group_id"].unique())
+    protected = [g for members in components(table["group_id"].unique(), _links(keys)) if test_groups & set(members) for g in members]
+    hint, at = pl.col("split_hint"), pl.col("split")
+    moved = ((hint == "test") & (at != "test")) | ((hint == "val") & (at != "val") & ~((at == "test") & pl.col("group_id").is_in(protected)))
+    hits = (
+        known.filter(pl.col("mix_context") != "stem")
+        .select("group_id", "split", "components")
+        .explode("components", empty_as_null=False, keep_nulls=False)
+        .select("group_id", "split", pl.col("components").struct.field("label"), pl.col("components").struct.field("instrument_variant").alias("variant"))
+        .filter(pl.col("variant").ne_missing(UNSPECIFIED))
+        .with_columns(pl.col("label").replace_strict(dict(view.class_of), default=None, return_dtype=pl.String).alias("class"))
+        .drop_nulls("class")
+        .group_by("class", "split")
+        .agg(pl.col("group_id").n_unique())
+    )
+    class_groups: dict[str, dict[str, int]] = {c: {} for c in view.classes}
+    for name, where, n in hits.iter_rows():
+        class_groups[name][where] = n
+    hinted = rows.filter(hint.is_not_null()).select("group_id").unique()
+    free = dict(table.join(hinted, on="group_id", how="anti").group_by("split").len().iter_rows())
+    return SplitFigures(
+        n_events={s: counts.get(s, 0) for s in SPLITS},
+        group_overlap=_in_two_splits(split, "group_id"),
+        audio_overlap=_in_two_splits(keys.filter(pl.col("kind") == "audio").join(split, on="group_id"), "key"),
+        midi_overlap=_in_two_splits(keys.filter(pl.col("kind") == "midi").join(split, on="group_id"), "key"),
+        events_moved=int(known.select(moved.fill_null(False).sum()).item()),
+        events_unassigned=rows.height - known.height,
+        free_groups={s: free.get(s, 0) for s in SPLITS},
+        class_groups=class_groups,
+        drummers_in_two_splits=_in_two_splits(known, "drummer_id"),
+        kits_in_two_splits=_in_two_splits(known, "kit_id"),
+        synthetic_share={s: round(float(v), 6) for s, v in sorted(known.group_by("split").agg(pl.col("is_synthetic").mean()).iter_rows())},
+    )
+
+
+def judge(
+    figures: SplitFigures, limits: Mapping[str, Any], *, ratios: Sequence[float] = RATIOS, inputs: Sequence[Artifact] = (), profile: str = "dev"
+) -> Verdict:
+    """Verdict of gate `splits`. Overlap, moves and gaps block; shares and classes warn."""
+    deviation, min_free, min_groups = float(limits["max_share_deviation"]), int(limits["min_free_groups"]), int(limits["min_class_groups"])
+    n_free = sum(figures.free_groups.values())
+    rules = [
+        Rule.at_most("group_overlap", figures.group_overlap, 0, "groups in two splits"),
+        Rule.at_most("audio_digest_overlap", figures.audio_overlap, 0, "equal audio in two splits"),
+        Rule.at_most("duplicate_midi_overlap", figures.midi_overlap, 0, "equal MIDI content in two splits"),
+        Rule.at_most("official_split_respected", figures.events_moved, 0, "events moved out of their official split"),
+        Rule.at_most("unassigned_events", figures.events_unassigned, 0, "events without a split"),
+    ]
+    for split, ratio in zip(SPLITS, ratios, strict=True):
+        if n_free > min_free:
+            share = figures.free_groups[split] / n_free
+            passed = abs(share - ratio) <= deviation + 1e-9
+            rules.append(Rule(f"split_share[{split}]", passed, share, ratio, f"share of {n_free} free groups, within {deviation:g}", blocking=False))
+        else:
+            rules.append(Rule.waive(f"split_share[{split}]", f"{n_free} groups are free to move, judged above {min_free}"))
+    for name, by_split in figures.class_groups.items():
+        if sum(by_split.values()) >= min_groups:
+            for split in SPLITS:
+                rules.append(Rule.at_least(f"class_present[{split}][{name}]", by_split.get(split, 0), 1, "groups with a hit of this class", blocking=False))
+    empty = [split for split in SPLITS if not figures.n_events[split]]
+    reasons = (Reason("nothing-to-judge", f"no event in {', '.join(empty)}. Add groups, or give --ratios or --seed"),) if empty else ()
+    return Verdict(
+        "splits",
+        tuple(rules),
+        inputs=tuple(inputs),
+        figures={f"events_{s}": n for s, n in figures.n_events.items()} | {f"synthetic_share_{s}": v for s, v in figures.synthetic_share.items()},
+        limits={k: v for k, v in limits.items() if isinstance(v, (int, float))},
+        reasons=reasons,
+        support={"free_groups": n_free, "events": sum(figures.n_events.values())},
+        profile=profile,
+    )
+
+
+def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress: Progress = silent) -> Report:
+    """manifest/annotated.parquet -> manifest/splits.parquet, judged as gate `splits`.
+
+    Raises
+    ------
+    InputError `missing-input` : nothing was annotated yet, or a dataset has no provenance
+    ConfigError `bad-option` : ratios do not sum to 1
+    NothingToDo `no-events`
+    """
+    layout = settings.layout
+    if not layout.annotated.is_file():
+        raise InputError("file does not exist. Run: beatsight events annotate", code="missing-input", where=layout.rel(layout.annotated))
+    sources = sorted(pl.read_parquet(layout.annotated, columns=["source_set"])["source_set"].unique().to_list())
+    provenance_paths = [layout.provenance(name) for name in sources]
+    limits = settings.gates.splits
+    taxonomy = Taxonomy.load(settings)
+    view = taxonomy.view(limits.get("view", "drums18"))
+
+    def work() -> Outcome:
+        events = pl.read_parquet(layout.annotated, columns=list(COLUMNS))
+        if not events.height:
+            raise NothingToDo("the annotated table is empty", code="no-events")
+        groups = (
+            events.group_by("group_id")
+            .agg(
+                pl.col("split_hint").drop_nulls().unique().sort().alias("hints"),
+                pl.col("source_set").unique().sort().alias("source_sets"),
+                pl.len().cast(pl.Int64).alias("events"),
+                pl.struct("source_set", "session_id").n_unique().cast(pl.Int64).alias("sessions"),
+            )
+            .sort("group_id")
+        )
+        hints = dict(groups.select("group_id", "hints").iter_rows())
+        strange = sorted({h for found in hints.values() for h in found} - set(SPLITS))
+        if strange:
+            raise InputError(f"split_hint {strange[0]!r} is not one of {', '.join(SPLITS)}", code="bad-manifest", where=layout.rel(layout.annotated))
+        provenance = pl.concat(
+            [pl.read_parquet(p, columns=["source_set", "session_id", "hashes", "facts"]) for p in provenance_paths], how="vertical_relaxed"
+        )
+        keys = content_keys(provenance, events.select("source_set", "session_id", "group_id", "audio_path", "midi_path").unique())
+        found = assign(hints, _links(keys), seed=options.seed, ratios=options.ratios)
+        table = pl.DataFrame(
+            {
+                **groups.select("group_id", "source_sets", "events", "sessions").to_dict(),
+                "split": [found[g].split for g in hints],
+                "reason": [found[g].reason for g in hints],
+            }
+        ).select(pl.col(c).cast(t) for c, t in SPLITS_SCHEMA.items())
+        settings.store.publish_frame(layout.splits, table, metadata={"schema": "beatsight.splits/1", "seed": str(options.seed)})
+        figures = measure(events, table, keys, view)
+        artifact = Artifact("splits", layout.rel(layout.splits), settings.store.sha256(layout.splits), table.height)
+        verdict = judge(figures, limits, ratios=options.ratios, inputs=(artifact,), profile=settings.profile)
+        conflicts = [(g, h) for g, h in hints.items() if len(h) > 1]
+        joined = sorted({a.joined_with for a in found.values() if a.joined_with})
+        per_split = table.group_by("split").agg(pl.len(), pl.col("sessions").sum(), pl.col("events").sum())
+        shares = {s: (n, sessions, n_events) for s, n, sessions, n_events in per_split.iter_rows()}
+        progress(f"{table.height:,} groups: " + ", ".join(f"{s} {shares.get(s, (0,))[0]:,}" for s in SPLITS))
+        return Outcome(
+            outputs=[("splits", layout.splits, table.height)],
+            figures={
+                "groups": table.height,
+                **{f"events_{s}": n for s, n in figures.n_events.items()},
+                "split_conflict": len(conflicts),
+                "joined_groups": sum(len(j) for j in joined),
+                "drummers_in_two_splits": figures.drummers_in_two_splits,
+                "kits_in_two_splits": figures.kits_in_two_splits,
+            },
+            facts={
+                "joined": [{"groups": list(j), "split": found[j[0]].split} for j in joined[:LISTED]],
+                "conflicting_hints": {g: {"hints": h, "split": found[g].split} for g, h in conflicts[:LISTED]},
+                "synthetic_share": dict(figures.synthetic_share),
+                "class_groups": {c: dict(sorted(n.items())) for c, n in figures.class_groups.items()},
+            },
+            verdicts=[verdict],
+            table=Table(("split", "groups", "sessions", "events"), tuple((s, *shares.get(s, (0, 0, 0))) for s in SPLITS)),
+        )
+
+    return run_stage(
+        settings,
+        STAGE,
+        version=VERSION,
+        options={"seed": options.seed, "ratios": list(options.ratios), "limits": dict(limits), "taxonomy": taxonomy.digest},
+        parents=[("annotated", layout.annotated), *(("provenance", p) for p in provenance_paths)],
+        work=work,
+    )
+
+
+def _links(keys: pl.DataFrame) -> list[tuple[str, str]]:
+    return [(group, f"{kind}:{key}") for group, kind, key in keys.select("group_id", "kind", "key").iter_rows()]
+
+
+def _in_two_splits(rows: pl.DataFrame, column: str) -> int:
+    """Values of a column that stand in more than one split; null is no value."""
+    spread = rows.drop_nulls(column).group_by(column).agg(pl.col("split").n_unique().alias("n"))
+    return int((spread["n"] > 1).sum())

@@ -1,0 +1,150 @@
+"""The frame network: features of a recording in, what sounds in each frame out.
+
+Belongs here: architecture, receptive field, application to long recordings. Does not belong here: loss and training (`train`), peaks and
+hits (`decode`), files (`checkpoint`).
+
+Three convolution blocks over time and frequency (pooling in frequency only), one projection, then residual blocks of dilated temporal
+convolutions. Every output frame sees `receptive_frames` frames before and after itself and nothing else, so a recording can be cut
+into chunks that overlap by that much and the result does not depend on the chunk length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK_FRAMES = 3_000  # 30 s at 100 frames/s: about 60 MB of activations, and within 2 % of the speed of longer chunks
+STEM_KERNEL = 3
+RARE_LOGIT = -4.0  # probability .018, about that of a hit of a common class in a frame
+POOL = 3  # 81 bands -> 27 -> 9 -> 3
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of a frame network; stored in the checkpoint, equal configs give equal parameter names and shapes."""
+
+    classes: tuple[str, ...]  # ordered: column j of every per-class output is classes[j]
+    n_bands: int
+    stem: tuple[int, ...] = (8, 16, 32)  # multiples of 8: 12 channels are twice as slow on a CPU
+    width: int = 64
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
+    kernel: int = 3
+    dropout: float = 0.1
+
+    @property
+    def receptive_frames(self) -> int:
+        """Frames on each side that one output frame depends on."""
+        return len(self.stem) * (STEM_KERNEL // 2) + sum(self.dilations) * (self.kernel // 2)
+
+    def to_json(self) -> dict[str, object]:
+        """The fields as plain JSON values."""
+        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in self.__dataclass_fields__}
+
+    @staticmethod
+    def from_json(fields: dict[str, object]) -> NetworkConfig:
+        """The inverse of `to_json`."""
+        return NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})  # type: ignore[arg-type]
+
+
+class FrameOutputs(NamedTuple):
+    """Raw outputs for one recording, one row per frame."""
+
+    onset: NDArray[np.float32]  # logits [shape=(n_frames, n_classes)]
+    velocity: NDArray[np.float32]  # 0..1 [shape=(n_frames, n_classes)], meaningful at onsets
+    openness: NDArray[np.float32]  # 0 closed .. 1 open [shape=(n_frames,)], meaningful at hi-hat onsets
+    any_onset: NDArray[np.float32]  # logits [shape=(n_frames,)]: some drum, whichever
+
+
+@lru_cache(maxsize=1)
+def _network_class() -> type:
+    """The torch class; made on first use, so that importing this module does not import torch."""
+    import torch
+    from torch import nn
+
+    class Residual(nn.Module):
+        def __init__(self, width: int, kernel: int, dilation: int, dropout: float) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
+            self.norm = nn.BatchNorm1d(width)
+            self.mix = nn.Conv1d(width, width, 1)
+            self.drop = nn.Dropout(dropout)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.mix(self.drop(torch.relu(self.norm(self.conv(x)))))
+
+    class FrameNet(nn.Module):
+        feature_mean: torch.Tensor
+        feature_std: torch.Tensor
+
+        def __init__(self, config: NetworkConfig) -> None:
+            super().__init__()
+            self.config = config
+            self.register_buffer("feature_mean", torch.zeros(()))
+            self.register_buffer("feature_std", torch.ones(()))
+            stem: list[nn.Module] = []
+            n_in, n_bands = 1, config.n_bands
+            for n_out in config.stem:
+                stem += [nn.Conv2d(n_in, n_out, STEM_KERNEL, padding=STEM_KERNEL // 2, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
+                stem += [nn.MaxPool2d((1, POOL))]
+                n_in, n_bands = n_out, n_bands // POOL
+            self.stem = nn.Sequential(*stem)
+            self.project = nn.Conv1d(n_in * n_bands, config.width, 1)
+            self.trunk = nn.Sequential(*[Residual(config.width, config.kernel, d, config.dropout) for d in config.dilations])
+            self.heads = nn.Conv1d(config.width, 2 * len(config.classes) + 2, 1)
+            start = torch.zeros(2 * len(config.classes) + 2)  # hits are rare: start where most frames are silent
+            start[: len(config.classes)] = start[-1] = RARE_LOGIT
+            self.heads.bias = nn.Parameter(start)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Features [shape=(batch, n_frames, n_bands)] -> raw outputs [shape=(batch, n_frames, 2 * n_classes + 2)].
+
+            Columns: onset logits, velocity logits, openness logit, any-onset logit.
+            """
+            x = ((x - self.feature_mean) / self.feature_std).unsqueeze(1)
+            x = self.stem(x)
+            x = x.permute(0, 1, 3, 2).flatten(1, 2)
+            x = torch.relu(self.project(x))
+            return self.heads(torch.relu(self.trunk(x))).transpose(1, 2)
+
+    return FrameNet
+
+
+def build_network(config: NetworkConfig) -> torch.nn.Module:
+    """A freshly initialised network; draws from torch's default generator, which the caller seeds."""
+    network: torch.nn.Module = _network_class()(config)
+    return network
+
+
+def count_parameters(network: torch.nn.Module) -> int:
+    """Trainable numbers, without batch-norm buffers."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def apply_network(network: torch.nn.Module, features: NDArray[np.float32], *, chunk_frames: int = CHUNK_FRAMES) -> FrameOutputs:
+    """Outputs for one recording of any length.
+
+    The recording is processed in chunks of `chunk_frames` with `receptive_frames` of context on both sides, so the result depends on the
+    chunk length only by rounding (below 1e-5 in logits). What lies outside the recording counts as the network's own zero padding.
+    """
+    import torch
+
+    config: NetworkConfig = network.config  # type: ignore[assignment]
+    n, context, n_classes = len(features), config.receptive_frames, len(config.classes)
+    raw = np.zeros((n, 2 * n_classes + 2), dtype=np.float32)
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode():
+        for start in range(0, n, chunk_frames):
+            stop = min(start + chunk_frames, n)
+            first, last = max(start - context, 0), min(stop + context, n)
+            chunk = torch.from_numpy(np.ascontiguousarray(features[first:last], dtype=np.float32)).to(device)
+            raw[start:stop] = network(chunk.unsqueeze(0))[0, start - first : stop - first].float().cpu().numpy()
+    squashed = (1.0 / (1.0 + np.exp(-raw[:, n_classes : 2 * n_classes + 1]))).astype(np.float32)
+    return FrameOutputs(raw[:, :n_classes], squashed[:, :n_classes], squashed[:, n_classes], raw[:, -1])

@@ -1,0 +1,292 @@
+"""Where everything lies and what the user configured: one data root, one profile, typed YAML.
+
+Belongs here: the only code that reads the environment and knows path names. Does not belong here: what the files contain.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from beatsight_assets import safeyaml
+from beatsight_assets.errors import ConfigError
+from beatsight_assets.store import Store, contain, is_plain_path, printable
+
+PROFILES = ("demo", "dev", "prod")
+SHIPPED_CONFIGS = next(p for p in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if p.is_dir())
+EXECUTORS = ("inline", "processes")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Config(BaseModel):
+    """Base of every config file: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _plain_path(value: str) -> str:
+    if not is_plain_path(value):
+        raise ValueError("must be a plain path below raw/")
+    return value
+
+
+class DatasetConfig(_Config):
+    """One entry of configs/datasets.yaml."""
+
+    short: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    raw_folder: Annotated[str, AfterValidator(_plain_path)]
+    module: str
+    enabled: bool = True
+    rendered: bool = False
+    owner: str = "team:data"
+    roots: tuple[str, ...] = ()
+    max_reject_rate: float = Field(default=0.05, ge=0.0, le=1.0)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DatasetsFile(_Config):
+    """configs/datasets.yaml: every dataset the platform knows."""
+
+    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], DatasetConfig]
+
+
+class GatesFile(_Config):
+    """configs/gates/<profile>.yaml: limits by gate, and which gates a release needs."""
+
+    version: int
+    required: tuple[str, ...]
+    readiness: dict[str, dict[str, Any]]
+    health: dict[str, Any]
+    splits: dict[str, Any]
+    evaluation: dict[str, Any]
+    max_missing_datasets: int = 0
+
+
+class SamplingProfile(_Config):
+    """One profile of configs/sampling.yaml (`spec/gates.md` section 11)."""
+
+    group_field: str = "session_id"
+    dedupe_fields: tuple[str, ...] = ()
+    max_per_group: int | None = Field(default=None, ge=1)
+    exponent: float = Field(default=0.5, ge=0.0)
+    smoothing: float = Field(default=0.0, ge=0.0)
+    min_count: int = Field(default=1, ge=1)
+    boosts: dict[str, float] = Field(default_factory=dict)
+    attenuations: dict[str, float] = Field(default_factory=dict)
+    min_weight: float = Field(gt=0.0)
+    max_weight: float = Field(gt=0.0)
+
+
+class SamplingFile(_Config):
+    """configs/sampling.yaml."""
+
+    default: str
+    profiles: dict[str, SamplingProfile]
+
+
+class TechniqueConfig(_Config):
+    """One technique of the catalogue."""
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    category: str
+    priority: str = Field(pattern=r"^(core|common|rare)$")
+    scope: str = Field(pattern=r"^(event|session)$")
+    inferred: bool
+    aliases: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    description: str
+
+
+class TechniquesFile(_Config):
+    """configs/techniques.yaml."""
+
+    version: int
+    techniques: tuple[TechniqueConfig, ...]
+
+
+@dataclass(frozen=True)
+class DataLayout:
+    """Every path below the data root. Nothing is created here."""
+
+    root: Path
+
+    def at(self, relpath: str) -> Path:
+        """Path below the root from names that a user or a config gave. Links are followed (raw/ may lie on another disk).
+
+        Raises
+        ------
+        ConfigError `path-escape` : absolute, `..`, `~`, backslash, control characters
+        """
+        if not is_plain_path(relpath):
+            raise ConfigError(f"{printable(relpath)[:200]!r} is no plain path below the data root", code="path-escape")
+        return self.root / relpath
+
+    def raw(self, folder: str) -> Path:
+        return self.at(f"raw/{folder}")
+
+    def events(self, source_set: str) -> Path:
+        return self.at(f"events/{source_set}.parquet")
+
+    def provenance(self, source_set: str) -> Path:
+        return self.at(f"provenance/{source_set}.parquet")
+
+    def quarantine(self, source_set: str) -> Path:
+        return self.at(f"quarantine/{source_set}.parquet")
+
+    @property
+    def merged(self) -> Path:
+        return self.root / "manifest" / "merged.parquet"
+
+    @property
+    def annotated(self) -> Path:
+        return self.root / "manifest" / "annotated.parquet"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "manifest" / "splits.parquet"
+
+    def features(self, name: str) -> Path:
+        return self.at(f"features/{name}")
+
+    def run_dir(self, run: str) -> Path:
+        return self.at(f"runs/{run}")
+
+    def candidate(self, run: str) -> Path:
+        return self.at(f"models/candidates/{run}")
+
+    @property
+    def promoted(self) -> Path:
+        return self.root / "models" / "promoted"
+
+    @property
+    def current_model(self) -> Path:
+        return self.promoted / "CURRENT.json"
+
+    def report(self, area: str, name: str) -> Path:
+        return self.at(f"reports/{area}/{name}")
+
+    @property
+    def receipts(self) -> Path:
+        return self.root / "receipts"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.root / "dagster"
+
+    def rel(self, path: Path) -> str:
+        """POSIX path below the data root."""
+        return path.relative_to(self.root).as_posix()
+
+    def resolve(self, relpath: str) -> Path:
+        """Path below the data root; refuses to leave it (`path-escape`)."""
+        return contain(self.root, relpath)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Resolved settings of one invocation."""
+
+    layout: DataLayout
+    profile: str = "dev"
+    executor: str = "inline"
+    n_workers: int = 1
+    model_path: str | None = None
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.layout.root)
+
+    @cached_property
+    def datasets(self) -> dict[str, DatasetConfig]:
+        """Datasets of configs/datasets.yaml by source_set name, in file order."""
+        return self.typed("datasets", DatasetsFile).datasets
+
+    @cached_property
+    def gates(self) -> GatesFile:
+        """Limits of this profile."""
+        return self.typed(f"gates/{self.profile}", GatesFile)
+
+    @cached_property
+    def sampling(self) -> SamplingFile:
+        return self.typed("sampling", SamplingFile)
+
+    @cached_property
+    def techniques(self) -> TechniquesFile:
+        return self.typed("techniques", TechniquesFile)
+
+    def dataset(self, name: str) -> tuple[str, DatasetConfig]:
+        """(source_set, config) of a dataset named by its source_set or its short name."""
+        for source_set, config in self.datasets.items():
+            if name in (source_set, config.short):
+                return source_set, config
+        known = [n for s, c in self.datasets.items() for n in (s, c.short)]
+        raise ConfigError.unknown_choice("dataset", name, known, where="configs/datasets.yaml")
+
+    def raw_roots(self, source_set: str) -> list[Path]:
+        """Where a dataset may lie: `roots` of its config in their order, else its folder below raw/."""
+        config = self.datasets[source_set]
+        return [Path(r) if Path(r).is_absolute() else self.layout.root / r for r in config.roots] or [self.layout.raw(config.raw_folder)]
+
+    def config_path(self, name: str) -> Path:
+        """configs/<name>.yaml of the data root if it is there, else the one that ships with the package."""
+        own = self.layout.root / "configs" / f"{name}.yaml"
+        return own if own.is_file() else SHIPPED_CONFIGS / f"{name}.yaml"
+
+    def config(self, name: str) -> safeyaml.YamlFile:
+        """A config file as it is written."""
+        return safeyaml.read_yaml(self.config_path(name), name=f"configs/{name}.yaml")
+
+    def typed(self, name: str, model: type[Model]) -> Model:
+        """A config file checked against its model.
+
+        Raises
+        ------
+        ConfigError `bad-config` : names the file, the line, the field and the value
+        """
+        file = self.config(name)
+        try:
+            return model.model_validate(file.data)
+        except ValidationError as failure:
+            first = failure.errors(include_url=False)[0]
+            place = tuple(first["loc"])
+            shown = ".".join(str(p) for p in place) or "the document"
+            value = repr(first.get("input"))[:80]
+            raise ConfigError(f"{shown}: {first['msg']}, got {value}", code="bad-config", where=file.where(place)) from failure
+
+
+def load_settings(data_root: str | Path | None = None, profile: str | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from options, else the environment.
+
+    Raises
+    ------
+    ConfigError `no-data-root`, `unknown-choice` : with the way to set it
+    """
+    env = os.environ if environ is None else environ
+    root = data_root or env.get("BEATSIGHT_DATA_ROOT")
+    if not root:
+        raise ConfigError(
+            "no data root is set. Give --data-root DIR or export BEATSIGHT_DATA_ROOT=DIR (a folder that holds raw/)", code="no-data-root"
+        )
+    name = profile or env.get("BEATSIGHT_PROFILE") or "dev"
+    if name not in PROFILES:
+        raise ConfigError.unknown_choice("profile", name, PROFILES, where="--profile or BEATSIGHT_PROFILE")
+    executor = env.get("BEATSIGHT_EXECUTOR") or "inline"
+    if executor not in EXECUTORS:
+        raise ConfigError.unknown_choice("executor", executor, EXECUTORS, where="BEATSIGHT_EXECUTOR")
+    workers = env.get("BEATSIGHT_WORKERS") or str(os.cpu_count() or 1)
+    if not workers.isdigit() or int(workers) < 1:
+        raise ConfigError(f"BEATSIGHT_WORKERS is {workers!r}; it must be a whole number of at least 1", code="bad-option")
+    return Settings(
+        layout=DataLayout(Path(root).expanduser().absolute()),
+        profile=name,
+        executor=executor,
+        n_workers=int(workers),
+        model_path=env.get("BEATSIGHT_ML_MODEL_PATH"),
+    )

@@ -1,0 +1,121 @@
+"""Groove MIDI Dataset v1.0.0: 13.6 h of drumming by ten drummers on an electronic kit, as MIDI with hi-hat pedal.
+
+Layout      info.csv and drummerN/{sessionM,eval_session}/<n>_<style>_<bpm>_<beat|fill>_<num>-<den>.mid, .wav beside it in the full release
+Timing      format 0, 480 ppq, one tempo per take; onsets are what was played, not quantised
+Labels      TD-11 notes; option `devices` names the drummers of another module: on `td30_socal` the pedal decides open or closed
+Group       `gmd:` + id of info.csv (one id per take), the same key as in E-GMD
+Traps       CC4 is 90 when CLOSED and 0 when open; controllers behind the last note stretch files by up to 277 s; 60 of 1,150 rows have
+            no audio; spreadsheet programs turn the csv into cp949, `4-4` into a date and `/` into a backslash
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beatsight_assets.errors import InputError
+from beatsight_assets.events import LIMIT_SLACK, Hits, Session
+from beatsight_assets.sources import AUDIO_SUFFIXES, MIDI_SUFFIXES, Reading, Recording, Rejected, Source, candidate_files
+from beatsight_assets.sources.performance import read_performance
+from beatsight_assets.sources.tables import read_csv
+from beatsight_assets.store import contain, printable, read_bytes
+from beatsight_assets.taxonomy import Taxonomy
+
+SOURCE = Source(
+    name="groove",
+    licence="CC BY 4.0",
+    citation="gillick2019",
+    url="https://magenta.tensorflow.org/datasets/groove",
+    suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES),
+    official_split="info.csv:split",
+)
+NOTE_MAP = "td11"
+KITS = {"td11": "td11", "td30_socal": "td30"}  # device -> kit_id
+CONFIDENCE = {"td11": 1.0, "td30_socal": 0.8}  # no audio of drummer2 exists to check 57 and 48, unusually frequent there
+TD30_CLOSED_BELOW = 0.35  # openness under which an open-hat note of the TD-30 kit is a closed hat (spec/events.md section 4)
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+COLUMNS = ("drummer", "id", "style", "bpm", "beat_type", "time_signature", "midi_filename", "audio_filename", "duration", "split")
+MAX_MIDI_BYTES = 16 * 1024 * 1024  # the largest take has 0.1 MB
+
+
+def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected]:
+    """Takes of info.csv in csv order, then MIDI files that it does not list, by path; a row without its file is `missing-midi`."""
+    listed: set[str] = set()
+    for row in read_csv(root / "info.csv", required=COLUMNS):
+        timeline, audio = row["midi_filename"].replace("\\", "/"), row["audio_filename"].replace("\\", "/")
+        listed.add(timeline)
+        try:
+            is_present = contain(root, timeline).is_file()
+            has_audio = bool(audio) and contain(root, audio).is_file()
+        except InputError as error:
+            yield Rejected(printable(timeline), "scan", error.code, f"info.csv: {error.message}")
+            continue
+        if not is_present:
+            yield Rejected(
+                timeline, "scan", "missing-midi", "info.csv lists a take whose MIDI file is absent. Complete the copy of the dataset"
+            )
+            continue
+        facts, issues = _facts(row)
+        session = _session(timeline, row["id"], row["drummer"], options)
+        session = replace(
+            session, audio_path=audio or None, split_hint=SPLITS.get(row["split"]), mix_context="drum_only" if audio else "midi_only"
+        )
+        yield Recording(session, timeline, (timeline, audio) if has_audio else (timeline,), facts, issues)
+    for timeline in candidate_files(root, MIDI_SUFFIXES)[0]:
+        if timeline not in listed:
+            take = f"{timeline.rpartition('/')[0]}/{timeline.rpartition('/')[2].partition('_')[0]}"
+            yield Recording(_session(timeline, take, timeline.partition("/")[0], options), timeline, (timeline,))
+
+
+def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected:
+    """Hits of one take through the TD-11 map; damaged MIDI raises with its code."""
+    notes = taxonomy.note_map(NOTE_MAP)
+    performance = read_performance(read_bytes(contain(root, recording.timeline), max_bytes=MAX_MIDI_BYTES), notes, taxonomy)
+    device = _device(str(recording.session.drummer_id).removeprefix("gmd:"), options)
+    hits = _with_pedal_hats(performance.hits) if device == "td30_socal" else performance.hits
+    played = {voice.label for voice in notes.values()}
+    coverage = tuple(label for label in taxonomy.labels if label in played)
+    return Reading(recording.session, hits, coverage, device, {**performance.facts, "device": device}, performance.issues)
+
+
+def _session(timeline: str, take: str, drummer: str, options: Mapping[str, Any]) -> Session:
+    device = _device(drummer, options)
+    return Session(
+        session_id=timeline,
+        group_id=f"gmd:{take}",
+        drummer_id=f"gmd:{drummer}",
+        kit_id=KITS[device],
+        midi_path=timeline,
+        mix_context="midi_only",
+        confidence=CONFIDENCE[device],
+    )
+
+
+def _device(drummer: str, options: Mapping[str, Any]) -> str:
+    return str(options.get("devices", {}).get(drummer, NOTE_MAP))
+
+
+def _facts(row: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Style, bpm, beat type, time signature and duration as the csv states them; unreadable values are left out and counted."""
+    facts: dict[str, Any] = {"style": row["style"], "beat_type": row["beat_type"]}
+    for name, fact in (("bpm", "bpm"), ("duration", "duration_seconds")):
+        if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", row[name]):
+            facts[fact] = float(row[name])
+    if re.fullmatch(r"\d+-\d+", row["time_signature"], re.ASCII):
+        facts["time_signature"] = row["time_signature"].replace("-", "/")
+    n_bad = 5 - len(facts)
+    return facts, {"bad_value": n_bad} if n_bad else {}
+
+
+def _with_pedal_hats(hits: Hits) -> Hits:
+    """TD-30 kit: notes 46 and 26 are closed hats while the pedal is down; without a pedal value they stay open."""
+    closed = [replace(v, label="hihat_closed") if v.label == "hihat_open" else v for v in hits.voices]
+    voices = tuple(dict.fromkeys((*hits.voices, *closed)))
+    partner = np.array([voices.index(v) for v in closed], dtype=np.int64)
+    openness = np.zeros(0, np.float32) if hits.openness is None else hits.openness
+    return replace(hits, voices=voices, voice=np.where(openness < TD30_CLOSED_BELOW - LIMIT_SLACK, partner[hits.voice], hits.voice))

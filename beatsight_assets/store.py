@@ -1,0 +1,619 @@
+"""Publishing files whole, knowing their digests, staying inside the data root, one writer at a time.
+
+Belongs here: the only code that gives a file its final name. Does not belong here: what is in the files.
+A second way to give a file its final name is a defect (a test looks for it).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import sqlite3
+import stat
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
+
+from beatsight_assets import clock
+from beatsight_assets.errors import Busy, ConfigError, InputError, StoreError
+from beatsight_assets.safejson import parse_json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BLOCK_BYTES = 1 << 20  # 1 MiB: large enough that hashing, not call overhead, sets the pace
+SPARE_SPACE_RATIO = 1.1  # design/reliability.md section 2, step 2
+MAX_NAME_BYTES = 255  # what ext4, xfs and apfs allow for one path component
+MAX_PATH_BYTES = 4095  # PATH_MAX of Linux without its closing NUL
+MAX_JSON_BYTES = 1 << 30  # 1 GiB: a bound on memory, far above the documents we write
+TMP_NAME = re.compile(r"^\..+\.([1-9]\d{0,8})\.[0-9a-f]{8}\.tmp$", re.DOTALL)
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format (bidirectional too), surrogate, line and paragraph ends
+TMP_STEM_BYTES = 200  # leaves 55 bytes for the pid, the random part and the suffix
+ERRNO_ACTIONS = {"eio": errno.EIO, "enospc": errno.ENOSPC, "edquot": errno.EDQUOT, "erofs": errno.EROFS}
+ACTIONS = ("kill", "short", *ERRNO_ACTIONS)
+FAILPOINTS: set[str] = set()
+
+_hits = 0
+_hits_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What `publish` wrote: final path, sha256 of the content, size in bytes."""
+
+    path: Path
+    sha256: str
+    n_bytes: int
+
+
+def failpoint(name: str) -> str | None:
+    """Do nothing, unless `BEATSIGHT_FAILPOINT=name:n:kill|short|eio|enospc|edquot|erofs` names this place and this is the n-th hit.
+
+    The name is a pattern: `*` is any place, `publish.*` any step of a publish. A point that strikes says so on stderr (`failpoint <name> <action>`).
+    Returns "short" when the caller should write less than it was given.
+
+    Raises
+    ------
+    OSError : for the four actions that are named after an errno
+    ConfigError `bad-failpoint` : the variable does not have this form
+    """
+    global _hits
+    FAILPOINTS.add(name)
+    wanted = os.environ.get("BEATSIGHT_FAILPOINT")
+    if not wanted:
+        _hits = 0
+        return None
+    pattern, _, rest = wanted.partition(":")
+    number, _, action = rest.partition(":")
+    if not number.isdigit() or action not in ACTIONS:
+        choices = ", ".join(ACTIONS)
+        raise ConfigError(f"{wanted!r} is not name:n:action with one of {choices}", code="bad-failpoint", where="BEATSIGHT_FAILPOINT")
+    if not fnmatchcase(name, pattern):
+        return None
+    with _hits_lock:
+        _hits += 1
+        hit = _hits
+    if hit != int(number):
+        return None
+    os.write(2, f"failpoint {name} {action}\n".encode())
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action in ERRNO_ACTIONS:
+        raise OSError(ERRNO_ACTIONS[action], os.strerror(ERRNO_ACTIONS[action]), name)
+    return action
+
+
+def is_plain_path(relpath: str) -> bool:
+    """A relative POSIX path without `.`, `..`, `~`, backslash, drive letter, control characters or names over 255 bytes."""
+    try:
+        n_bytes = [len(part.encode()) for part in relpath.split("/")]
+    except UnicodeEncodeError:  # a lone surrogate has no bytes on disk
+        return False
+    return not (
+        relpath.startswith("~")
+        or "\\" in relpath
+        or re.match(r"[A-Za-z]:", relpath) is not None
+        or any(unicodedata.category(c) == "Cc" for c in relpath)
+        or any(part in ("", ".", "..") for part in relpath.split("/"))
+        or max(n_bytes) > MAX_NAME_BYTES
+        or sum(n_bytes) + len(n_bytes) > MAX_PATH_BYTES
+    )
+
+
+def contain(root: Path, relpath: str) -> Path:
+    """Path of `relpath` below `root`.
+
+    Raises
+    ------
+    InputError `path-escape` : not a plain relative path (see `is_plain_path`), or a symbolic link leads out of `root`
+    """
+    if is_plain_path(relpath):
+        path = root.joinpath(*relpath.split("/"))
+        if is_below(root, path):
+            return path
+    raise InputError(
+        f"path {printable(relpath)[:200]!r} does not stay below its root. Give a relative POSIX path without '..'", code="path-escape"
+    )
+
+
+def is_below(root: Path, path: Path) -> bool:
+    """`path` lies below `root` (and is not `root` itself) after following symbolic links."""
+    try:
+        found, ground = path.resolve(), root.resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a NUL, a name no file system takes
+        return False
+    return found != ground and found.is_relative_to(ground)
+
+
+def printable(text: str) -> str:
+    """Text that is safe on a terminal: control and bidirectional characters are escaped."""
+
+    def shown(c: str) -> str:
+        return c.encode("unicode_escape", "surrogatepass").decode() if unicodedata.category(c) in UNPRINTABLE else c
+
+    return "".join(map(shown, text))
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """A regular file opened for reading, without waiting for anybody.
+
+    Raises
+    ------
+    InputError `missing-input`; `path-escape` : a folder, a FIFO, a socket or a device
+    StoreError `io-error` : it is there and cannot be read
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path)) from error
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise InputError("is not a regular file", code="path-escape", where=str(path)) from error
+        raise StoreError(f"cannot be opened: {error.strerror}", code="io-error", where=str(path)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InputError("is not a regular file", code="path-escape", where=str(path))
+    with open(fd, "rb", buffering=0) as handle:
+        try:
+            yield handle
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error.strerror}", code="io-error", where=str(path)) from error
+
+
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Content of a regular file of at most `max_bytes`; nothing beyond that is read.
+
+    Raises
+    ------
+    InputError : see `open_regular`; `resource-limit`, larger than allowed; `changed-while-reading`, fewer bytes than its size
+    """
+    with open_regular(path) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size > max_bytes:
+            raise InputError(f"{size:,} bytes; at most {max_bytes:,} are read", code="resource-limit", where=str(path))
+        content = b"".join(iter(lambda: handle.read(BLOCK_BYTES), b"")) if size > BLOCK_BYTES else handle.read(size + 1)
+    if len(content) != size:
+        raise InputError(f"{len(content):,} bytes were read of {size:,}", code="changed-while-reading", where=str(path))
+    return content
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a regular file's content, hex.
+
+    Raises
+    ------
+    InputError : see `open_regular`; `changed-while-reading`, the bytes read are not as many as its size says before and after
+    """
+    with open_regular(path) as handle:
+        return _hash(handle, path)
+
+
+def _hash(handle: BinaryIO, path: Path) -> str:
+    digest = hashlib.sha256()
+    before = os.fstat(handle.fileno())
+    n_bytes = 0
+    while block := handle.read(BLOCK_BYTES):
+        digest.update(block)
+        n_bytes += len(block)
+    after = os.fstat(handle.fileno())
+    if n_bytes != after.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InputError(
+            f"{n_bytes:,} bytes were read of {after.st_size:,}. Repeat when nobody writes it", code="changed-while-reading", where=str(path)
+        )
+    return digest.hexdigest()
+
+
+def to_json_bytes(obj: Any, *, indent: int | None = 1) -> bytes:
+    """JSON with sorted keys and one trailing newline. NaN and Infinity are refused: a report never contains them.
+
+    Raises
+    ------
+    StoreError `not-finite`; `not-text` : a string that UTF-8 cannot hold (a lone surrogate)
+    """
+    try:
+        return (json.dumps(obj, sort_keys=True, ensure_ascii=False, indent=indent, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(f"a text cannot be written as UTF-8 ({error.reason}); escape it with printable()", code="not-text") from error
+    except ValueError as error:
+        raise StoreError(f"a figure is not a finite number ({error}); write null with a reason instead", code="not-finite") from error
+
+
+def read_json(path: Path) -> Any:
+    """JSON of a file, at most 1 GiB.
+
+    Raises
+    ------
+    InputError : see `open_regular`, `read_bytes` and `safejson.parse_json`
+    """
+    return parse_json(read_bytes(path, max_bytes=MAX_JSON_BYTES), where=str(path))
+
+
+class _HashingFile(io.RawIOBase):
+    """File object that hashes while writing, so content is read once."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.digest = hashlib.sha256()
+        self.n_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        raise OSError("writers use write(), so that what is hashed is what is stored")
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        due = view[: len(view) // 2] if failpoint("publish.write") == "short" else view  # "short" is a disk that claims more than it keeps
+        written = 0
+        while written < len(due):
+            written += os.write(self._fd, due[written : written + BLOCK_BYTES])
+        self.digest.update(view)
+        self.n_bytes += len(view)
+        return len(view)
+
+
+class Store:
+    """Everything below one root folder is read and written through this."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._swept: set[Path] = set()
+
+    def publish(
+        self,
+        target: Path,
+        write: bytes | Callable[[IO[bytes]], object],
+        *,
+        expect_bytes: int | None = None,
+        estimate_bytes: int | None = None,
+    ) -> Receipt:
+        """Give `target` new content so that readers see the old or the new version, whole, whatever happens meanwhile.
+
+        Parameters
+        ----------
+        write : the content, or a function that writes it to the file object it is given
+        expect_bytes : size it must have; for `bytes` it is known
+        estimate_bytes : size it will have or less; free space is checked before work starts
+
+        Raises
+        ------
+        InputError `path-escape` : target is not below the root
+        StoreError `no-space`, `io-error`, `short-write` : no temporary file is left; the message says which version is in place
+        """
+        self._require_below(target)
+        content = write
+        if isinstance(content, bytes):
+            estimate_bytes = expect_bytes = len(content)
+        tmp = _tmp_path(target)
+        out = None
+        is_new = False
+        try:
+            _make_folder(target.parent)
+            self._sweep_once(target.parent)
+            if estimate_bytes is not None:
+                self._require_space(target, estimate_bytes)
+            failpoint("publish.open")
+            fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                out = _HashingFile(fd)
+                if isinstance(content, bytes):
+                    half = len(content) // 2
+                    out.write(content[:half])
+                    failpoint("publish.half")
+                    out.write(content[half:])
+                else:
+                    content(out)  # type: ignore[arg-type]
+                    failpoint("publish.half")
+                due = out.n_bytes if expect_bytes is None else expect_bytes
+                if not os.fstat(fd).st_size == out.n_bytes == due:
+                    raise StoreError(
+                        f"{os.fstat(fd).st_size:,} bytes were stored where {due:,} were due. The previous version is untouched",
+                        code="short-write",
+                        where=self.rel(target),
+                    )
+                failpoint("publish.fsync")
+                os.fsync(fd)
+                os.fchmod(fd, 0o644)
+                key = _cache_key(target, os.fstat(fd))
+            finally:
+                os.close(fd)
+            failpoint("publish.rename")
+            os.replace(tmp, target)
+            is_new = True
+            failpoint("publish.folder")
+            sync_folder(target.parent)
+        except OSError as error:
+            _drop(tmp)
+            n_bytes = estimate_bytes if estimate_bytes is not None else out.n_bytes if out is not None else 0
+            raise _from_os(error, self.rel(target), n_bytes, is_new=is_new) from error
+        except BaseException:
+            _drop(tmp)
+            raise
+        digest = out.digest.hexdigest()
+        self._cache_write(key, digest)
+        return Receipt(target, digest, out.n_bytes)
+
+    def publish_json(self, target: Path, obj: Any) -> Receipt:
+        """`publish` a JSON document with sorted keys; equal objects give equal bytes."""
+        return self.publish(target, to_json_bytes(obj))
+
+    def publish_frame(self, target: Path, frame: pl.DataFrame, *, metadata: Mapping[str, str] | None = None) -> Receipt:
+        """`publish` a table as Parquet (zstd level 3, 250 k rows per row group); equal frames give equal bytes."""
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer, compression="zstd", compression_level=3, row_group_size=250_000, metadata=dict(metadata or {}))
+        return self.publish(target, buffer.getvalue())
+
+    def append_line(self, target: Path, obj: Any) -> None:
+        """Append one JSON line in a single write, after cutting what a killed writer left of its last line. For growing logs only.
+
+        Raises
+        ------
+        InputError `path-escape`
+        StoreError `no-space`, `io-error`, `short-write` : the log is as it was
+        """
+        self._require_below(target)
+        line = to_json_bytes(obj, indent=None)
+        try:
+            _make_folder(target.parent)
+            fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            try:
+                end = _end_of_last_line(fd)
+                os.ftruncate(fd, end)
+                n_written = os.write(fd, line[: len(line) // 2] if failpoint("append.write") == "short" else line)
+                if n_written != len(line):
+                    os.ftruncate(fd, end)
+                    raise StoreError(f"{n_written:,} of {len(line):,} bytes were stored", code="short-write", where=self.rel(target))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _from_os(error, self.rel(target), len(line), is_new=False) from error
+
+    def remove(self, target: Path) -> None:
+        """Delete a file or a folder below the root. A folder disappears at once for readers, then its content goes.
+
+        Raises
+        ------
+        InputError `path-escape`
+        StoreError `io-error`
+        """
+        self._require_below(target)
+        try:
+            if target.is_dir() and not target.is_symlink():
+                tmp = _tmp_path(target)
+                os.replace(target, tmp)
+                failpoint("remove.renamed")
+                shutil.rmtree(tmp)
+            else:
+                target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                sync_folder(target.parent)
+        except OSError as error:
+            raise StoreError(f"cannot be deleted: {error.strerror}", code="io-error", where=self.rel(target)) from error
+
+    def rel(self, path: Path) -> str:
+        """POSIX path below the root; the only form in which paths are stored."""
+        try:
+            return path.relative_to(self.root).as_posix()
+        except ValueError:
+            return path.as_posix()
+
+    def sha256(self, path: Path, *, fresh: bool = False) -> str:
+        """Digest of a file, remembered by (path, size, mtime_ns, inode).
+
+        `fresh` reads the content whatever is remembered: bit rot keeps all four.
+
+        Raises
+        ------
+        InputError : see `hash_file`
+        """
+        with open_regular(path) as handle:
+            key = _cache_key(path, os.fstat(handle.fileno()))
+            known = None if fresh else self._cache_read(key)
+            if known is None:
+                known = _hash(handle, path)
+                self._cache_write(key, known)
+        return known
+
+    @contextmanager
+    def lock(self, folder: Path, command: str) -> Iterator[None]:
+        """Hold `<folder>/.lock`. The kernel releases it when the process dies, so it cannot go stale.
+
+        Raises
+        ------
+        Busy : another process holds it; the message names its pid and command
+        InputError `path-escape`
+        StoreError `io-error` : the lock cannot be taken at all (read-only, or a file system without locks)
+        """
+        self._require_below(folder)
+        try:
+            _make_folder(folder)
+            fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(f"cannot be locked: {error.strerror}", code="io-error", where=self.rel(folder)) from error
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(fd, 0)
+                holder = {"pid": os.getpid(), "started": clock.utc_now().isoformat(), "command": command}
+                os.pwrite(fd, to_json_bytes(holder, indent=None), 0)
+                self.sweep(folder)
+            except BlockingIOError:
+                owner = printable(os.pread(fd, 4096, 0).decode(errors="replace").strip()) or "another process"
+                raise Busy(f"{self.rel(folder)} is being written by {owner}. Wait for it, then repeat the command", code="busy") from None
+            except OSError as error:
+                raise StoreError(f"cannot be locked: {error.strerror}", code="io-error", where=self.rel(folder)) from error
+            self._swept.clear()
+            yield
+        finally:
+            os.close(fd)
+
+    def sweep(self, folder: Path) -> int:
+        """Delete what dead writers left directly in `folder`; returns how many. A temporary file of a living writer stays."""
+        n_swept = 0
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if entry.name.endswith(".tmp")]
+        for entry in found:
+            match = TMP_NAME.match(entry.name)
+            if match is None or _is_writing(int(match.group(1)), Path(entry.path)):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
+            n_swept += 1
+        return n_swept
+
+    def _sweep_once(self, folder: Path) -> None:
+        """The first file that a run publishes into a folder clears what a killed run left there."""
+        if folder not in self._swept:
+            self.sweep(folder)
+            self._swept.add(folder)
+
+    def _require_below(self, target: Path) -> None:
+        if not is_below(self.root, target):
+            raise InputError(f"{printable(str(target))[:200]} is not below {self.root}", code="path-escape")
+
+    def _require_space(self, target: Path, n_bytes: int) -> None:
+        free = shutil.disk_usage(target.parent).free
+        if free < SPARE_SPACE_RATIO * n_bytes:
+            raise StoreError(
+                f"{n_bytes:,} bytes are needed (with 10 % to spare) and {free:,} are free. Free some space, then repeat the command",
+                code="no-space",
+                where=self.rel(target),
+            )
+
+    def _cache(self) -> sqlite3.Connection:
+        folder = self.root / ".cache"
+        folder.mkdir(exist_ok=True)
+        connection = sqlite3.connect(folder / "digests.db", timeout=10.0, isolation_level=None)
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=off")  # rebuilt when it does not match, so it need not survive power loss
+        connection.execute("create table if not exists digests(path text primary key, size int, mtime_ns int, inode int, sha256 text)")
+        return connection
+
+    def _cache_read(self, key: tuple[str, int, int, int]) -> str | None:
+        if not (self.root / ".cache" / "digests.db").exists():
+            return None
+        rows = self._cache_run("select sha256 from digests where path=? and size=? and mtime_ns=? and inode=?", key)
+        return str(rows[0][0]) if rows else None
+
+    def _cache_write(self, key: tuple[str, int, int, int], digest: str) -> None:
+        self._cache_run("insert or replace into digests values(?,?,?,?,?)", (*key, digest))
+
+    def _cache_run(self, statement: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
+        """Rows of a statement; none when the cache cannot be used, for without it digests are computed again."""
+        try:
+            connection = self._cache()
+            try:
+                return connection.execute(statement, values).fetchall()
+            finally:
+                connection.close()
+        except sqlite3.OperationalError:  # locked, read-only or full
+            return []
+        except sqlite3.DatabaseError:  # damaged: start it again
+            _drop(self.root / ".cache" / "digests.db")
+            return []
+        except OSError:
+            return []
+
+
+def read_lines(path: Path) -> tuple[list[Any], bool]:
+    """Rows of a growing JSONL log, and whether it ends in a torn line, which is left out.
+
+    Raises
+    ------
+    InputError `bad-metadata` : a whole line is not JSON as `safejson.parse_json` takes it
+    """
+    if not path.exists():
+        return [], False
+    whole, _, rest = read_bytes(path, max_bytes=MAX_JSON_BYTES).rpartition(b"\n")
+    rows = [parse_json(line, where=f"{path}:{n}") for n, line in enumerate(whole.split(b"\n"), 1) if line]
+    return rows, bool(rest)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder so that a new name survives power loss."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents; each new name is on disk before anything is put into it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _tmp_path(target: Path) -> Path:
+    stem = target.name.encode()[:TMP_STEM_BYTES].decode(errors="ignore")
+    return target.parent / f".{stem}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def _drop(path: Path) -> None:
+    with suppress(OSError):  # it was never made, or the disk is gone; the next writer's sweep takes it
+        path.unlink()
+
+
+def _end_of_last_line(fd: int) -> int:
+    """Bytes up to and including the last newline."""
+    end = os.fstat(fd).st_size
+    while end > 0:
+        start = max(0, end - BLOCK_BYTES)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _cache_key(path: Path, info: os.stat_result) -> tuple[str, int, int, int]:
+    return (str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ino)
+
+
+def _from_os(error: OSError, where: str, n_bytes: int, *, is_new: bool) -> StoreError:
+    state = "The new version is in place but may not survive a power loss" if is_new else "The previous version is untouched"
+    due = f"{n_bytes:,} bytes were to be written"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"the disk is full ({due}). {state}; free some space and repeat the command", code="no-space", where=where)
+    return StoreError(f"the disk refuses: {error.strerror or error} ({due}). {state}", code="io-error", where=where)
+
+
+def _is_writing(pid: int, tmp: Path) -> bool:
+    """The process is alive, and was started before its file was last written: else its pid has been given to another."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot_s = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+        started_s = boot_s + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return fields[0] not in "ZX" and started_s <= tmp.stat().st_mtime + 2.0  # btime is in whole seconds and drifts with the clock
+    except (OSError, StopIteration, IndexError, ValueError):
+        return not Path("/proc/self").exists() and _exists(pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

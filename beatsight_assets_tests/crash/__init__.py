@@ -1,0 +1,1 @@
+"""Kill and disk-full sweeps: one driver (`sweep.py`) for every writer."""
