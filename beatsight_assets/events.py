@@ -316,7 +316,7 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
         return _dictionary([pick(s) for s, _ in batch], event_session)
 
     columns: dict[str, pa.Array | NDArray[Any]] = {
-        "event_id": pa.array(_event_ids(source_set, [s.session_id for s, _ in batch], event_session, event_onset), pa.large_string()),
+        "event_id": _event_ids(source_set, [s.session_id for s, _ in batch], event_session, event_onset),
         "session_id": told(lambda s: s.session_id),
         "source_set": _dictionary([source_set], np.zeros(n_events, np.int64)),
         "group_id": told(lambda s: s.group_id),
@@ -343,7 +343,9 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
         "metadata_ref": told(lambda s: f"provenance:{s.session_id}"),
         "extras": _extras(batch, event_session, onset[kept] - event_onset[kept_event], offsets, collapsed),
     }
-    frame = pl.DataFrame(pl.from_arrow(pa.table(columns))).cast(dict(EVENT_SCHEMA))
+    frame = pl.DataFrame(pl.from_arrow(pa.table(columns)))
+    if frame.schema != EVENT_SCHEMA:
+        frame = frame.cast(dict(EVENT_SCHEMA))
     return Assembled(
         frame=frame,
         n_hits=sizes,
@@ -389,8 +391,8 @@ def _structs(columns: Mapping[str, pa.Array], offsets: NDArray[np.int64]) -> pa.
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), structs)
 
 
-def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int64], onset_us: NDArray[np.int64]) -> list[str]:
-    """uuid5 per event, with the hash state of each session's prefix computed once."""
+def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int64], onset_us: NDArray[np.int64]) -> pa.Array:
+    """uuid5 per event as text: the hash state of each session's prefix is computed once, the hyphens are laid out in columns."""
     namespace = uuid5(NAMESPACE_URL, f"urn:beatsight:source:{source_set}").bytes
     prefixes = [sha1(namespace + f"{s}:".encode(), usedforsecurity=False) for s in sessions]
     digests = bytearray()
@@ -401,8 +403,12 @@ def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int
     raw = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16).copy()
     raw[:, 6] = (raw[:, 6] & 0x0F) | 0x50  # version 5, RFC 4122
     raw[:, 8] = (raw[:, 8] & 0x3F) | 0x80  # variant
-    text = raw.tobytes().hex()
-    return [f"{text[i : i + 8]}-{text[i + 8 : i + 12]}-{text[i + 12 : i + 16]}-{text[i + 16 : i + 20]}-{text[i + 20 : i + 32]}" for i in range(0, len(text), 32)]
+    digits = np.frombuffer(raw.tobytes().hex().encode(), dtype=np.uint8).reshape(-1, 32)
+    text = np.full((len(raw), 36), ord("-"), dtype=np.uint8)
+    for start, end, at in ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24)):
+        text[:, at : at + end - start] = digits[:, start:end]
+    offsets = np.arange(0, 36 * len(raw) + 1, 36, dtype=np.int64)
+    return pa.Array.from_buffers(pa.large_string(), len(raw), [None, pa.py_buffer(offsets), pa.py_buffer(text.tobytes())])
 
 
 def _techniques(
@@ -443,23 +449,20 @@ def _extras(
     offsets: NDArray[np.int64],
     collapsed: NDArray[np.int64],
 ) -> pa.Array:
-    base = [json.dumps({"confidence": s.confidence, "label_source": s.label_source}, sort_keys=True, separators=(",", ":")) for s, _ in batch]
-    special: dict[int, str] = {}
+    """JSON per event, keys sorted; most events share the text of their session."""
+    told = [f'"confidence":{json.dumps(s.confidence)},"label_source":{json.dumps(s.label_source)}' for s, _ in batch]
     spread = np.zeros(len(collapsed), dtype=bool)
     if len(delta_us):
         spread = np.add.reduceat(delta_us != 0, offsets[:-1]) > 0
-    for e in np.flatnonzero(spread | (collapsed > 0)).tolist():
-        session = batch[int(event_session[e])][0]
-        extras: dict[str, Any] = {"confidence": session.confidence, "label_source": session.label_source}
-        if spread[e]:
-            extras["offsets_us"] = delta_us[offsets[e] : offsets[e + 1]].tolist()
-        if collapsed[e]:
-            extras["collapsed_hits"] = int(collapsed[e])
-        special[e] = json.dumps(extras, sort_keys=True, separators=(",", ":"))
+    special = np.flatnonzero(spread | (collapsed > 0))
+    values = [f"{{{text}}}" for text in told]
+    deltas, bounds = delta_us.tolist(), offsets.tolist()
+    for e, s, n, is_spread in zip(special.tolist(), event_session[special].tolist(), collapsed[special].tolist(), spread[special].tolist(), strict=True):
+        front = f'"collapsed_hits":{n},' if n else ""
+        back = f',"offsets_us":[{",".join(map(str, deltas[bounds[e] : bounds[e + 1]]))}]' if is_spread else ""
+        values.append(f"{{{front}{told[s]}{back}}}")
     index = event_session.copy()
-    values = [*base, *special.values()]
-    for i, e in enumerate(special):
-        index[e] = len(base) + i
+    index[special] = len(told) + np.arange(len(special))
     return _dictionary(values, index)
 
 

@@ -6,9 +6,10 @@ the item, so the number of workers never changes a byte.
 
 from __future__ import annotations
 
-import ctypes
+import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -21,7 +22,6 @@ from beatsight_assets.errors import ConfigError, StoreError
 
 KINDS = ("inline", "processes")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
-PR_SET_PDEATHSIG = 1  # prctl(2): the signal a child gets when its parent dies
 IN_FLIGHT_PER_WORKER = 4  # design/dagster.md section 8
 
 Item = TypeVar("Item")
@@ -109,9 +109,16 @@ def _start_forkserver() -> None:
 
 
 def _start_worker() -> None:
-    """One BLAS thread per worker, also when the forkserver is older than this pool, and no orphans when the parent is killed."""
+    """One BLAS thread per worker, also when the forkserver is older than this pool, and no orphans when the parent is killed.
+
+    PR_SET_PDEATHSIG is no help: a worker's parent is the forkserver, which stays as long as one of its workers does.
+    """
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (OSError, AttributeError):  # not Linux: the pool's pipe breaks instead
-        return
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)

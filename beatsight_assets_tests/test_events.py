@@ -107,7 +107,7 @@ def test_first_event_of_a_real_take_has_its_golden_id() -> None:
 def test_openness_follows_the_pedal(note: int, cc4: int | None, label: str, openness: float | None) -> None:
     """Cases 4 and 5: 90 is closed, 0 open; the pedal itself has a raw value only."""
     data = midi.write_midi([(0, note, 100)], pedal=[(0, cc4)] if cc4 is not None else [])
-    played = read_performance(data, TAXONOMY.note_map("td11"), TAXONOMY)
+    played = read_performance(data, TAXONOMY, "td11")
     component = assemble("x", [(Session("a.mid", "g:a"), played.hits)], TAXONOMY).frame["components"][0][0]
     assert component["label"] == label
     assert component["openness"] == (None if openness is None else pytest.approx(openness, abs=1e-6))
@@ -117,14 +117,14 @@ def test_openness_follows_the_pedal(note: int, cc4: int | None, label: str, open
 def test_the_same_piece_struck_two_ways_at_once_is_one_hit() -> None:
     """Case 9: notes 42 (velocity 90) and 22 (velocity 60) are one closed hat, bow."""
     data = midi.write_midi([(0, 42, 90), (0, 22, 60)])
-    played = read_performance(data, TAXONOMY.note_map("td11"), TAXONOMY)
+    played = read_performance(data, TAXONOMY, "td11")
     frame = assemble("x", [(Session("a.mid", "g:a"), played.hits)], TAXONOMY).frame
     assert [(c["label"], c["strike_position"]) for c in frame["components"][0]] == [("hihat_closed", "bow")]
 
 
 def test_notes_outside_the_map_are_counted_not_dropped_in_silence() -> None:
     """`unmapped_note` counts what a map does not know."""
-    played = read_performance(midi.write_midi([(0, 36, 90), (1000, 99, 60)]), TAXONOMY.note_map("td11"), TAXONOMY)
+    played = read_performance(midi.write_midi([(0, 36, 90), (1000, 99, 60)]), TAXONOMY, "td11")
     assert dict(played.issues) == {"unmapped_note": 1}
     assert len(played.hits) == 1
 
@@ -132,7 +132,7 @@ def test_notes_outside_the_map_are_counted_not_dropped_in_silence() -> None:
 def test_aftertouch_marks_the_choked_stroke() -> None:
     """A choke belongs to the last stroke of that cymbal within five seconds."""
     data = midi.write_midi([(0, 49, 90), (1_000_000, 49, 90), (1_000_000, 38, 90)], aftertouch=[(1_500_000, 49, 100), (1_600_000, 38, 100)])
-    played = read_performance(data, TAXONOMY.note_map("td11"), TAXONOMY)
+    played = read_performance(data, TAXONOMY, "td11")
     frame = assemble("x", [(Session("a.mid", "g:a"), played.hits)], TAXONOMY).frame
     assert frame["techniques"].to_list() == [[], ["cymbal_choke"]]
 

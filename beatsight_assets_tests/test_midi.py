@@ -205,6 +205,7 @@ def test_bars_and_beats_follow_the_meter() -> None:
         (smf(tempo(0, 9_999) + hit(0) + END), "bad-time"),
         (smf(hit(82_944_000) + END), "bad-time"),
         (smf(hit(0) * 1_001 + END), "bad-time"),
+        (smf(END, midi_format=1) + b"MTrk\0\0\0\0" * 65_535, "resource-limit"),
     ],
     ids=[
         "no bytes",
@@ -226,6 +227,7 @@ def test_bars_and_beats_follow_the_meter() -> None:
         "tempo of 9999 us",
         "onset at 24 h",
         "1001 notes at once",
+        "65,536 tracks",
     ],
 )
 def test_refused_with_its_code(data: bytes, code: str) -> None:

@@ -3,8 +3,10 @@
 Belongs here: the order of the three runs and what is said at the end. Does not belong here: any work or limit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -17,8 +19,12 @@ from beatsight_assets.dag.resources import progress_to
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Progress, Report, read_receipt, silent
 
+if TYPE_CHECKING:
+    from beatsight_assets.render.stage import RenderOptions
+
 DATASET = "beatsight_demo"
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # progress is shown instead; the UI has the full log
+OWN_RUNS = {"beatsight/demo": "true"}  # tag of runs that only a demo process carries out
+QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}  # progress is shown instead; the UI has the full log
 MADE = tuple(dict.fromkeys(c.asset for c in CHECKS)) + ("predictions",)
 
 
@@ -36,37 +42,65 @@ class DemoSummary:
     def passed(self) -> bool:
         return not self.failures
 
+    def to_json(self) -> dict[str, Any]:
+        made = {n: {"digest": r.digest, "reused": r.reused, "figures": dict(r.figures)} for n, r in self.reports.items()}
+        return {
+            "passed": self.passed,
+            "assets": made,
+            "failures": list(self.failures),
+            "warnings": list(self.warnings),
+            "checks": self.n_checks,
+            "seconds": round(self.seconds, 1),
+        }
 
-def run_demo(settings: Settings, *, seed: int = 7, progress: Progress = silent) -> DemoSummary:
+
+def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, progress: Progress = silent) -> DemoSummary:
     """Render, ingest, then merge to transcriptions, each with its checks, in this process. What is unchanged is not done again.
 
-    A red gate stops what rests on it; the summary names every gate that is not green.
+    A red gate stops what rests on it; the summary names every check that is not green.
+
+    Raises
+    ------
+    Busy : another demo runs on this data root
     """
     started = clock.monotonic_s()
     defs = build_defs(settings=settings)
+    render = RenderConfig() if options is None else RenderConfig(seed=options.seed, sessions=options.sessions)
+    runs = (
+        ("render_job", DATASET, dg.RunConfig(ops={"rendered_audio": render}, loggers=QUIET)),
+        ("ingest_job", DATASET, dg.RunConfig(loggers=QUIET)),
+        ("demo_job", None, dg.RunConfig(loggers=QUIET)),
+    )
     failures: list[str] = []
     warned: list[str] = []
     n_checks = 0
-    render = dg.RunConfig(ops={"rendered_audio": RenderConfig(seed=seed)}).to_config_dict()
-    with open_instance(settings) as instance, progress_to(progress):
-        for job, partition, config in (("render_job", DATASET, render), ("ingest_job", DATASET, {}), ("demo_job", None, {})):
+    with open_instance(settings) as instance, _alone(settings, instance), progress_to(progress):
+        for job, partition, config in runs:
             result = defs.resolve_job_def(job).execute_in_process(
-                instance=instance, partition_key=partition, run_config={**QUIET, **config}, raise_on_error=False
+                instance=instance, partition_key=partition, run_config=config, tags=OWN_RUNS, raise_on_error=False
             )
-            evaluations = result.get_asset_check_evaluations()
-            n_checks += len(evaluations)
-            for found in evaluations:
+            for found in result.get_asset_check_evaluations():
+                n_checks += 1
                 if not found.passed:
                     target = failures if found.blocking else warned
                     target.append(f"{found.asset_key.to_user_string()}/{found.check_name}: {found.description}")
             failures += _step_failures(result)
             if not result.success:
                 break
-    partitioned = ("rendered_audio", "events")
-    reports = {name: read_receipt(settings, name, DATASET if name in partitioned else None) for name in MADE}
-    return DemoSummary(
-        {name: r for name, r in reports.items() if r is not None}, tuple(failures), tuple(warned), n_checks, clock.monotonic_s() - started
-    )
+    reports = {name: read_receipt(settings, name, DATASET if name in ("rendered_audio", "events") else None) for name in MADE}
+    made = {name: report for name, report in reports.items() if report is not None}
+    return DemoSummary(made, tuple(failures), tuple(warned), n_checks, clock.monotonic_s() - started)
+
+
+@contextmanager
+def _alone(settings: Settings, instance: dg.DagsterInstance) -> Iterator[None]:
+    """One demo at a time. Runs that a killed demo left behind are marked as failed and give their pool slots back: no daemon may be there to do it."""
+    with settings.store.lock(settings.layout.dagster_home / "demo", "demo"):
+        unfinished = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+        for run in instance.get_runs(dg.RunsFilter(tags=OWN_RUNS, statuses=unfinished)):
+            instance.report_run_failed(run, "the process of this demo was stopped")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        yield
 
 
 def _step_failures(result: dg.ExecuteInProcessResult) -> list[str]:

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata as packages
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import dagster as dg
 from packaging.requirements import Requirement
@@ -38,15 +38,29 @@ class InitReport:
     is_new: bool
     databases: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        return f"{self.home} {'made' if self.is_new else 'is there'}, {len(self.databases)} databases whole"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"home": str(self.home), "is_new": self.is_new, "databases": list(self.databases)}
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that `doctor` looked at. `advice` says what to do when it is not in order."""
+    """One thing that `doctor` looked at. `advice` says what to do when it is a problem."""
 
     name: str
-    is_ok: bool
-    text: str
+    is_problem: bool
+    found: str
     advice: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{'PROBLEM' if self.is_problem else 'ok':8} {self.name}: {self.found}" + (f". {self.advice}" if self.is_problem else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "is_problem": self.is_problem, "found": self.found, "advice": self.advice if self.is_problem else ""}
 
 
 def shipped(name: str) -> Path:
@@ -161,7 +175,7 @@ def doctor(settings: Settings) -> list[Finding]:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("python", sys.version_info[:2] >= (3, 11), f"Python {version}", "Use Python 3.11 or newer")
+    return Finding("python", sys.version_info[:2] < (3, 11), f"Python {version}", "Use Python 3.11 or newer")
 
 
 def _libraries() -> list[Finding]:
@@ -169,7 +183,7 @@ def _libraries() -> list[Finding]:
     try:
         wanted = [Requirement(text) for text in packages.requires(DISTRIBUTION) or []]
     except packages.PackageNotFoundError:
-        return [Finding("libraries", False, f"{DISTRIBUTION} is not installed", "Run: make setup")]
+        return [Finding("libraries", True, f"{DISTRIBUTION} is not installed", "Run: make setup")]
     wrong = []
     for requirement in wanted:
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -181,8 +195,8 @@ def _libraries() -> list[Finding]:
     pinned = dict(line.split("==", 1) for line in lines if "==" in line and not line.startswith("#"))
     other = [f"{n} {v} (pinned {p})" for n, p in pinned.items() if (v := _installed(n)) is not None and v.split("+")[0] != p.strip().split("+")[0]]
     return [
-        Finding("libraries", not wrong, "; ".join(wrong) or f"{len(wanted)} requirements hold", "Run: make setup"),
-        Finding("pins", not other, "; ".join(other[:8]) or f"{len(pinned)} pinned versions hold", "Run: make setup"),
+        Finding("libraries", bool(wrong), "; ".join(wrong) or f"{len(wanted)} requirements hold", "Run: make setup"),
+        Finding("pins", bool(other), "; ".join(other[:8]) or f"{len(pinned)} pinned versions hold", "Run: make setup"),
     ]
 
 
@@ -199,22 +213,22 @@ def _nearest(path: Path) -> Path:
 
 def _free_space(root: Path) -> Finding:
     free = shutil.disk_usage(_nearest(root)).free
-    return Finding("free space", free >= MIN_FREE_BYTES, f"{free / (1 << 30):.1f} GiB free", f"Free at least {MIN_FREE_BYTES >> 30} GiB at {root}")
+    return Finding("free space", free < MIN_FREE_BYTES, f"{free / (1 << 30):.1f} GiB free", f"Free at least {MIN_FREE_BYTES >> 30} GiB at {root}")
 
 
 def _writable(root: Path) -> Finding:
     folders = [f for f in (root, *sorted(root.iterdir())) if f.is_dir() and f.name != "raw"] if root.is_dir() else [_nearest(root)]
     refused = [printable(f.name or str(f)) for f in folders if not os.access(f, os.W_OK | os.X_OK)]
-    return Finding("permissions", not refused, f"not writable: {', '.join(refused)}" if refused else f"{root} is writable", "Give yourself write access")
+    return Finding("permissions", bool(refused), f"not writable: {', '.join(refused)}" if refused else f"{root} is writable", "Give yourself write access")
 
 
 def _file_system(home: Path) -> Finding:
     """SQLite needs real locks: no network drive, no folder that a program synchronises."""
     kind = _mount_kind(_nearest(home).resolve())
     synced = SYNC_FOLDERS.search(str(home))
-    is_ok = not NETWORK_FILE_SYSTEMS.match(kind) and synced is None
+    is_problem = NETWORK_FILE_SYSTEMS.match(kind) is not None or synced is not None
     text = f"{kind} file system" + (f", inside a synchronised folder ({synced[0]})" if synced else "")
-    return Finding("file system", is_ok, text, "Put the data root on a local disk, or set BEATSIGHT_DAGSTER_PG_URL")
+    return Finding("file system", is_problem, text, "Put the data root on a local disk, or set BEATSIGHT_DAGSTER_PG_URL")
 
 
 def _mount_kind(path: Path) -> str:
@@ -230,7 +244,7 @@ def _mount_kind(path: Path) -> str:
 
 def _databases(home: Path) -> list[Finding]:
     if not home.is_dir():
-        return [Finding("dagster", True, "not made yet", "Run: beatsight init")]
+        return [Finding("dagster", False, "not made yet; `beatsight init` makes it")]
     found = []
     for database in databases(home):
         name = str(database.relative_to(home))
@@ -239,15 +253,15 @@ def _databases(home: Path) -> list[Finding]:
                 whole = connection.execute("pragma quick_check").fetchone()[0]
             versions = schema_versions(database)
         except sqlite3.DatabaseError as error:
-            found.append(Finding(name, False, f"cannot be read: {error}", f"Move {home} away and run: beatsight init. Data and receipts are not in it"))
+            found.append(Finding(name, True, f"cannot be read: {error}", f"Move {home} away and run: beatsight init. Data and receipts are not in it"))
             continue
         is_ok = whole == "ok" and len(versions) == 1
         text = "whole" if is_ok else f"quick_check says {whole}, schema versions: {', '.join(versions) or 'none'}"
-        found.append(Finding(name, is_ok, text, "Stop Dagster and run: beatsight doctor --repair"))
-    return found or [Finding("dagster", True, "not made yet", "Run: beatsight init")]
+        found.append(Finding(name, not is_ok, text, "Stop Dagster and run: beatsight doctor --repair"))
+    return found or [Finding("dagster", False, "not made yet; `beatsight init` makes it")]
 
 
-def dev(settings: Settings, port: int = 3000) -> NoReturn:
+def dev(settings: Settings, *, port: int = 3000, host: str = "127.0.0.1") -> NoReturn:
     """Become `dagster dev` for this data root: the same process, so Ctrl-C and signals of the parent reach it.
 
     Raises
@@ -257,13 +271,13 @@ def dev(settings: Settings, port: int = 3000) -> NoReturn:
     if not 0 < port < 65_536:
         raise ConfigError(f"--port is {port}; it must lie in 1 to 65535", code="bad-option")
     init(settings)
-    command, environment = dev_command(settings, port)
+    command, environment = dev_command(settings, port=port, host=host)
     os.execve(command[0], command, environment)
 
 
-def dev_command(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
-    """Argument list and environment of `dagster dev`: loopback only, this data root, this profile."""
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(shipped("workspace.yaml")), "-h", "127.0.0.1", "-p", str(port)]
+def dev_command(settings: Settings, *, port: int, host: str) -> tuple[list[str], dict[str, str]]:
+    """Argument list and environment of `dagster dev`: this data root, this profile."""
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(shipped("workspace.yaml")), "-h", host, "-p", str(port)]
     environment = dict(os.environ) | {
         "DAGSTER_HOME": str(settings.layout.dagster_home),
         "BEATSIGHT_DATA_ROOT": str(settings.layout.root),

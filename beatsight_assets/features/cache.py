@@ -36,22 +36,21 @@ GATE = "recording_features"
 SCHEMA = "beatsight.features/1"
 CONTEXTS = ("full_mix", "drum_only", "close_mic", "overheads", "room", "unknown")  # stems, one-shots and MIDI have no time line of hits to learn
 
-INDEX_SCHEMA: pl.Schema = pl.Schema(
-    {
-        "source_set": pl.String,
-        "session_id": pl.String,
-        "group_id": pl.String,
-        "split": pl.String,
-        "kit_id": pl.String,
-        "is_synthetic": pl.Boolean,
-        "audio_path": pl.String,  # relative to the dataset root
-        "audio_sha256": pl.String,
-        "coverage": pl.List(pl.String),
-        "n_frames": pl.Int64,
-        "feature_path": pl.String,  # relative to the data root
-        "feature_sha256": pl.String,
-    }
-)
+_INDEX_COLUMNS: dict[str, Any] = {
+    "source_set": pl.String,
+    "session_id": pl.String,
+    "group_id": pl.String,
+    "split": pl.String,
+    "kit_id": pl.String,
+    "is_synthetic": pl.Boolean,
+    "audio_path": pl.String,  # relative to the dataset root
+    "audio_sha256": pl.String,
+    "coverage": pl.List(pl.String),
+    "n_frames": pl.Int64,
+    "feature_path": pl.String,  # relative to the data root
+    "feature_sha256": pl.String,
+}
+INDEX_SCHEMA = pl.Schema(_INDEX_COLUMNS)
 
 
 @dataclass(frozen=True)

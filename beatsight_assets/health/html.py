@@ -30,7 +30,7 @@ main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}h1{font-size:26px;mar
 section{padding:18px 20px;margin:14px 0;overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th{text-align:left;color:var(--soft);font-weight:600;font-size:13px}th,td{padding:4px 10px 4px 0;border-bottom:1px solid var(--line);vertical-align:middle}
 tr:last-child td{border-bottom:0}.n{text-align:right}.bar{width:42%;min-width:140px}svg{display:block;width:100%;height:14px;border-radius:3px}
-.tall svg{height:110px}.word{font-weight:700;text-transform:uppercase;font-size:12.5px}.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 14px}
+.tall svg{height:110px}.tall table{table-layout:fixed}.tall td{padding-right:2px;font-size:12px}.word{font-weight:700;text-transform:uppercase;font-size:12.5px}.key{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 14px}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:14px}.grid section{margin:0}details summary{cursor:pointer;color:var(--soft)}
 code{font:13px ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 """
@@ -71,7 +71,7 @@ TEMPLATE = """<!doctype html>
 <section class="tall"><h2>Hi-hat openness</h2><p class="note">0 closed, 1 fully open; {{ '{:,}'.format(openness_missing) }} hat hits state none.</p>
 <svg viewBox="0 0 200 110" preserveAspectRatio="none" role="img" aria-label="openness histogram">
 {%- for n in openness %}<rect x="{{ loop.index0 * 20 + 1 }}" y="{{ '%.2f' % (110 - 108 * n / openness_top) }}" width="18" height="{{ '%.2f' % (108 * n / openness_top) }}" fill="#3f7fe0"><title>{{ '%.1f' % (loop.index0 / 10) }}-{{ '%.1f' % (loop.index / 10) }}: {{ '{:,}'.format(n) }}</title></rect>{% endfor -%}
-</svg><table><tr>{% for n in openness %}<td class="note">{{ '%.1f' % (loop.index0 / 10) }}</td>{% endfor %}</tr><tr>{% for n in openness %}<td class="note">{{ '{:,}'.format(n) }}</td>{% endfor %}</tr></table></section>
+</svg><table><tr>{% for n in openness %}<td class="note">{{ '%.1f' % (loop.index0 / 10) }}</td>{% endfor %}</tr><tr>{% for n in openness_counts %}<td class="note">{{ n }}</td>{% endfor %}</tr></table></section>
 <section><h2>Measured values</h2><p class="note">Quantiles; velocity and openness 0..1.</p><table><tr><th></th><th class="n">n</th><th class="n">5 %</th><th class="n">25 %</th><th class="n">50 %</th><th class="n">75 %</th><th class="n">95 %</th><th class="n">mean</th></tr>
 {%- for name, s in stats %}<tr><td>{{ name }}</td>{% for v in s %}<td class="n">{{ v }}</td>{% endfor %}</tr>{% endfor %}</table></section>
 {{ counts("Techniques", "Events that carry each gesture.", techniques) }}
@@ -120,6 +120,7 @@ def _shown(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
             if sum(buckets.values())
         ],
         "openness": report["openness_histogram"],
+        "openness_counts": [_compact(n) for n in report["openness_histogram"]],
         "openness_top": max(1, *report["openness_histogram"]),
         "openness_missing": report["openness_missing"],
         "stats": [
@@ -157,7 +158,17 @@ def _shown(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
 
 def _rule(rule: Rule) -> dict[str, str]:
     word = "waived" if rule.waived else "pass" if rule.passed else "fail"
-    return {"word": word, "name": rule.name, "value": shown(rule.value), "limit": shown(rule.limit), "detail": rule.detail}
+    return {"word": word, "name": rule.name, "value": _figure(rule.value), "limit": _figure(rule.limit), "detail": rule.detail}
+
+
+def _figure(value: float | str | None) -> str:
+    """Counts in full, other figures with four digits."""
+    return f"{value:,.0f}" if isinstance(value, (int, float)) and float(value).is_integer() else shown(value)
+
+
+def _compact(n: int) -> str:
+    """Counts that must fit into a tenth of a card: 67.8k."""
+    return str(n) if n < 1000 else f"{n / 1000:.3g}k" if n < 1_000_000 else f"{n / 1e6:.3g}M"
 
 
 def _cards(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -191,15 +202,17 @@ def _by_size(counts: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def _classes(counts: Mapping[str, Mapping[str, int]], rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """Classes in taxonomy order; classes that a rule wants and nobody plays stand at the end with 0."""
+    """Components in taxonomy order; classes of a coarser view, and classes that nobody plays, stand at the end with the hits that were judged."""
     judged: dict[str, bool] = {}
+    values: dict[str, int] = {}
     for rule in rules:
         family, _, label = rule.name.rstrip("]").partition("[")
         if family in ("min_class_count", "min_counts", "require_label"):
             judged[label] = judged.get(label, True) and rule.passed
+            values[label] = int(rule.value or 0)
     top = max((c["total"] for c in counts.values()), default=1)
-    absent = dict.fromkeys(("total", "real", "synthetic", "sessions", "groups"), 0)
-    rows = {**counts, **{label: absent for label in judged if label not in counts}}
+    absent = dict.fromkeys(("real", "synthetic", "sessions", "groups"), 0)
+    rows = {**counts, **{label: {**absent, "total": values[label]} for label in judged if label not in counts}}
     words = {True: "pass", False: "fail"}
     return [{"name": name, "word": words[judged[name]] if name in judged else "", "top": top, **c} for name, c in rows.items()]
 

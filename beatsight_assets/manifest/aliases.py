@@ -56,7 +56,9 @@ def with_canonical_labels(events: pl.DataFrame, taxonomy: Taxonomy) -> tuple[pl.
     relabelled = {name: {renamed[name][0]: counts[name]} for name in sorted(renamed)}
     touched = np.unique(event[label.is_in(list(renamed)).to_numpy()])
 
-    twins = pl.DataFrame({"event": event, "label": label, "variant": hits.struct.field("instrument_variant")}).filter(pl.Series(n_hits[event] > 1))
+    twins = pl.DataFrame({"event": event, "label": label, "variant": hits.struct.field("instrument_variant")}).filter(
+        pl.Series(n_hits[event] > 1)
+    )
     doubled = twins.filter(twins.is_duplicated())["event"].to_numpy()
     touched = np.union1d(touched, doubled)
     n_changed = sum(counts[name] for name in renamed)

@@ -53,7 +53,11 @@ def count_techniques(events: pl.DataFrame) -> pl.DataFrame:
     return (
         tagged.explode("technique", empty_as_null=False, keep_nulls=False)
         .group_by("technique")
-        .agg(pl.len().alias("events"), pl.struct("source_set", "session_id").n_unique().alias("sessions"), pl.col("group_id").n_unique().alias("groups"))
+        .agg(
+            pl.len().alias("events"),
+            pl.struct("source_set", "session_id").n_unique().alias("sessions"),
+            pl.col("group_id").n_unique().alias("groups"),
+        )
         .sort(["events", "technique"], descending=[True, False])
     )
 
@@ -91,16 +95,33 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
         settings.store.publish_frame(settings.layout.annotated, found.frame, metadata=parquet_metadata(taxonomy))
         n_unknown = sum(found.aliases.unknown.values())
         rules = (
-            Rule("rows_unchanged", found.frame["event_id"].equals(merged["event_id"]), found.frame.height, merged.height, "the same events in the same order"),
+            Rule(
+                "rows_unchanged",
+                found.frame["event_id"].equals(merged["event_id"]),
+                found.frame.height,
+                merged.height,
+                "the same events in the same order",
+            ),
             Rule.at_most("labels_canonical", n_unknown, max_unknown, f"unknown labels: {', '.join(found.aliases.unknown) or 'none'}"),
             Rule.at_most(
-                "openness_range", found.openness.n_out_of_range + found.openness.n_not_on_hats, 0, "openness lies within 0..1, and only on closed and open hats"
+                "openness_range",
+                found.openness.n_out_of_range + found.openness.n_not_on_hats,
+                0,
+                "openness lies within 0..1, and only on closed and open hats",
             ),
-            *(Rule.at_least(f"required_techniques[{t}]", counts.get(t, {}).get("events", 0), n, f"at least {n} events") for t, n in sorted(required.items())),
+            *(
+                Rule.at_least(f"required_techniques[{t}]", counts.get(t, {}).get("events", 0), n, f"at least {n} events")
+                for t, n in sorted(required.items())
+            ),
             *(() if required else (Rule.waive("required_techniques", f"profile {settings.profile} requires none"),)),
         )
         n_tagged = int((found.frame["techniques"].list.len() > 0).sum())
-        artifact = Artifact("annotated", settings.layout.rel(settings.layout.annotated), settings.store.sha256(settings.layout.annotated), found.frame.height)
+        artifact = Artifact(
+            "annotated",
+            settings.layout.rel(settings.layout.annotated),
+            settings.store.sha256(settings.layout.annotated),
+            found.frame.height,
+        )
         return Outcome(
             outputs=[("annotated", settings.layout.annotated, found.frame.height)],
             figures={

@@ -76,7 +76,12 @@ def merge_frames(frames: Sequence[pl.DataFrame]) -> MergeResult:
         same &= rows[name].eq_missing(kept[name]).to_numpy()
     in_conflict = np.isin(first, first[~same])
     conflicts = tuple(
-        Conflict(*row) for row in rows.filter(pl.Series(in_conflict)).group_by("event_id", "source_set", "session_id", "onset_time").len().sort(ORDER).iter_rows()
+        Conflict(*row)
+        for row in rows.filter(pl.Series(in_conflict))
+        .group_by("event_id", "source_set", "session_id", "onset_time")
+        .len()
+        .sort(ORDER)
+        .iter_rows()
     )
     keep = np.ones(frame.height, dtype=bool)
     keep[repeated[~starts & ~in_conflict]] = False
@@ -122,7 +127,9 @@ def run(settings: Settings, options: MergeOptions = MergeOptions(), *, progress:
     if not present:
         raise NothingToDo("no dataset has events yet. Run: beatsight source ingest --all", code="no-events")
     _require_green(settings, present)
-    missing = [name for name in absent if any(root.is_dir() for root in settings.raw_roots(name))]  # its raw data lies here, its events do not
+    missing = [
+        name for name in absent if any(root.is_dir() for root in settings.raw_roots(name))
+    ]  # its raw data lies here, its events do not
     limit = settings.gates.max_missing_datasets
     taxonomy = Taxonomy.load(settings)
 
@@ -145,7 +152,13 @@ def run(settings: Settings, options: MergeOptions = MergeOptions(), *, progress:
         ]
         n_rows = result.frame.height
         rules = (
-            Rule("conserves_rows", n_rows == n_read - result.n_collapsed, n_rows, n_read - result.n_collapsed, "rows = sum of inputs - collapsed"),
+            Rule(
+                "conserves_rows",
+                n_rows == n_read - result.n_collapsed,
+                n_rows,
+                n_read - result.n_collapsed,
+                "rows = sum of inputs - collapsed",
+            ),
             Rule.at_most("sources_expected", len(missing), limit, f"missing: {', '.join(missing)}" if missing else ""),
         )
         artifact = Artifact("merged", settings.layout.rel(settings.layout.merged), settings.store.sha256(settings.layout.merged), n_rows)
@@ -153,7 +166,9 @@ def run(settings: Settings, options: MergeOptions = MergeOptions(), *, progress:
             outputs=[("merged", settings.layout.merged, n_rows)],
             figures={"rows": n_rows, "collapsed": result.n_collapsed, "sources": len(present), "missing_sources": len(missing)},
             facts={
-                "inputs": [{"path": settings.layout.rel(settings.layout.events(n)), "sha256": sha, "rows": rows} for n, rows, _, _, sha in counts],
+                "inputs": [
+                    {"path": settings.layout.rel(settings.layout.events(n)), "sha256": sha, "rows": rows} for n, rows, _, _, sha in counts
+                ],
                 "missing": missing,
                 "no_raw_data": sorted(set(absent) - set(missing)),
                 "left_out": sorted(set(enabled) - set(wanted)),
@@ -181,7 +196,9 @@ def find_red_sources(settings: Settings, sources: Sequence[str]) -> dict[str, st
         path = settings.layout.events(name)
         if receipt is None:
             red[name] = "was never ingested here (no receipt)"
-        elif not is_intact(settings, receipt) or digest_of(settings, path) not in {a.sha256 for a in receipt.outputs if a.path == settings.layout.rel(path)}:
+        elif not is_intact(settings, receipt) or digest_of(settings, path) not in {
+            a.sha256 for a in receipt.outputs if a.path == settings.layout.rel(path)
+        }:
             red[name] = "its files are not those its receipt names"
         elif not receipt.verdicts:
             red[name] = "nothing judged it"
@@ -202,6 +219,8 @@ def _require_green(settings: Settings, sources: Sequence[str]) -> None:
 
 
 def _conflict_message(conflicts: Sequence[Conflict]) -> str:
-    listed = "\n".join(f"  {c.source_set}/{c.session_id} at {c.onset_time:.6f} s ({c.event_id}, {c.n_rows} rows)" for c in conflicts[:SHOWN])
+    listed = "\n".join(
+        f"  {c.source_set}/{c.session_id} at {c.onset_time:.6f} s ({c.event_id}, {c.n_rows} rows)" for c in conflicts[:SHOWN]
+    )
     more = f"\n  and {len(conflicts) - SHOWN:,} more" if len(conflicts) > SHOWN else ""
     return f"{len(conflicts):,} event ids have unequal content; nothing was published:\n{listed}{more}"

@@ -73,7 +73,9 @@ def assign(
     ConfigError `bad-option` : ratios are negative or do not sum to 1
     """
     if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-9:
-        raise ConfigError(f"ratios are {tuple(ratios)}; three shares for train, val and test that sum to 1", code="bad-option", where="--ratios")
+        raise ConfigError(
+            f"ratios are {tuple(ratios)}; three shares for train, val and test that sum to 1", code="bad-option", where="--ratios"
+        )
     found: dict[str, Assignment] = {}
     for members in components(hints, links):
         official = [h for g in members for h in hints[g]]
@@ -126,7 +128,9 @@ def content_keys(provenance: pl.DataFrame, paths: pl.DataFrame) -> pl.DataFrame:
         .filter(pl.col("hashes").struct.field("path") == pl.col("audio_path"))
         .select("group_id", kind=pl.lit("audio"), key=pl.col("hashes").struct.field("sha256"))
     )
-    midi = sessions.drop_nulls("midi_path").select("group_id", kind=pl.lit("midi"), key=pl.col("facts").str.json_path_match("$.midi_content"))
+    midi = sessions.drop_nulls("midi_path").select(
+        "group_id", kind=pl.lit("midi"), key=pl.col("facts").str.json_path_match("$.midi_content")
+    )
     return pl.concat([audio, midi]).drop_nulls("key").unique().sort("kind", "key", "group_id")
 
 
@@ -156,12 +160,19 @@ def measure(events: pl.DataFrame, table: pl.DataFrame, keys: pl.DataFrame, view:
     test_groups = set(rows.filter(pl.col("split_hint") == "test")["group_id"].unique())
     protected = [g for members in components(table["group_id"].unique(), _links(keys)) if test_groups & set(members) for g in members]
     hint, at = pl.col("split_hint"), pl.col("split")
-    moved = ((hint == "test") & (at != "test")) | ((hint == "val") & (at != "val") & ~((at == "test") & pl.col("group_id").is_in(protected)))
+    moved = ((hint == "test") & (at != "test")) | (
+        (hint == "val") & (at != "val") & ~((at == "test") & pl.col("group_id").is_in(protected))
+    )
     hits = (
         known.filter(pl.col("mix_context") != "stem")
         .select("group_id", "split", "components")
         .explode("components", empty_as_null=False, keep_nulls=False)
-        .select("group_id", "split", pl.col("components").struct.field("label"), pl.col("components").struct.field("instrument_variant").alias("variant"))
+        .select(
+            "group_id",
+            "split",
+            pl.col("components").struct.field("label"),
+            pl.col("components").struct.field("instrument_variant").alias("variant"),
+        )
         .filter(pl.col("variant").ne_missing(UNSPECIFIED))
         .with_columns(pl.col("label").replace_strict(dict(view.class_of), default=None, return_dtype=pl.String).alias("class"))
         .drop_nulls("class")
@@ -189,7 +200,12 @@ def measure(events: pl.DataFrame, table: pl.DataFrame, keys: pl.DataFrame, view:
 
 
 def judge(
-    figures: SplitFigures, limits: Mapping[str, Any], *, ratios: Sequence[float] = RATIOS, inputs: Sequence[Artifact] = (), profile: str = "dev"
+    figures: SplitFigures,
+    limits: Mapping[str, Any],
+    *,
+    ratios: Sequence[float] = RATIOS,
+    inputs: Sequence[Artifact] = (),
+    profile: str = "dev",
 ) -> Verdict:
     """Verdict of gate `splits`. Overlap, moves and gaps block; shares and classes warn."""
     deviation, min_free, min_groups = float(limits["max_share_deviation"]), int(limits["min_free_groups"]), int(limits["min_class_groups"])
@@ -205,20 +221,27 @@ def judge(
         if n_free > min_free:
             share = figures.free_groups[split] / n_free
             passed = abs(share - ratio) <= deviation + 1e-9
-            rules.append(Rule(f"split_share[{split}]", passed, share, ratio, f"share of {n_free} free groups, within {deviation:g}", blocking=False))
+            rules.append(
+                Rule(f"split_share[{split}]", passed, share, ratio, f"share of {n_free} free groups, within {deviation:g}", blocking=False)
+            )
         else:
             rules.append(Rule.waive(f"split_share[{split}]", f"{n_free} groups are free to move, judged above {min_free}"))
     for name, by_split in figures.class_groups.items():
         if sum(by_split.values()) >= min_groups:
             for split in SPLITS:
-                rules.append(Rule.at_least(f"class_present[{split}][{name}]", by_split.get(split, 0), 1, "groups with a hit of this class", blocking=False))
+                rules.append(
+                    Rule.at_least(
+                        f"class_present[{split}][{name}]", by_split.get(split, 0), 1, "groups with a hit of this class", blocking=False
+                    )
+                )
     empty = [split for split in SPLITS if not figures.n_events[split]]
     reasons = (Reason("nothing-to-judge", f"no event in {', '.join(empty)}. Add groups, or give --ratios or --seed"),) if empty else ()
     return Verdict(
         "splits",
         tuple(rules),
         inputs=tuple(inputs),
-        figures={f"events_{s}": n for s, n in figures.n_events.items()} | {f"synthetic_share_{s}": v for s, v in figures.synthetic_share.items()},
+        figures={f"events_{s}": n for s, n in figures.n_events.items()}
+        | {f"synthetic_share_{s}": v for s, v in figures.synthetic_share.items()},
         limits={k: v for k, v in limits.items() if isinstance(v, (int, float))},
         reasons=reasons,
         support={"free_groups": n_free, "events": sum(figures.n_events.values())},
@@ -261,7 +284,9 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
         hints = dict(groups.select("group_id", "hints").iter_rows())
         strange = sorted({h for found in hints.values() for h in found} - set(SPLITS))
         if strange:
-            raise InputError(f"split_hint {strange[0]!r} is not one of {', '.join(SPLITS)}", code="bad-manifest", where=layout.rel(layout.annotated))
+            raise InputError(
+                f"split_hint {strange[0]!r} is not one of {', '.join(SPLITS)}", code="bad-manifest", where=layout.rel(layout.annotated)
+            )
         provenance = pl.concat(
             [pl.read_parquet(p, columns=["source_set", "session_id", "hashes", "facts"]) for p in provenance_paths], how="vertical_relaxed"
         )

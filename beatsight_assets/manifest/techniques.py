@@ -256,17 +256,25 @@ def catalogue(file: TechniquesFile) -> Mapping[str, TechniqueConfig]:
         for name in (technique.id, *technique.aliases):
             known = owner.setdefault(name.casefold(), technique.id)
             if known != technique.id or (name == technique.id and [t.id for t in file.techniques].count(name) > 1):
-                raise ConfigError(f"{name!r} stands for {known} and {technique.id}; names are unique", code="bad-config", where="configs/techniques.yaml")
+                raise ConfigError(
+                    f"{name!r} stands for {known} and {technique.id}; names are unique", code="bad-config", where="configs/techniques.yaml"
+                )
     inferred = {t.id for t in file.techniques if t.inferred}
     if inferred != set(INFERRED):
         odd = ", ".join(sorted(inferred ^ set(INFERRED)))
-        raise ConfigError(f"`inferred` must be true for what the platform finds itself, and only there: {odd}", code="bad-config", where="configs/techniques.yaml")
+        raise ConfigError(
+            f"`inferred` must be true for what the platform finds itself, and only there: {odd}",
+            code="bad-config",
+            where="configs/techniques.yaml",
+        )
     return {t.id: t for t in file.techniques}
 
 
 def _session_starts(keys: pl.DataFrame) -> NDArray[np.bool_]:
     """True at the first row of each run of one session [shape=(n,)]."""
-    starts = keys.select((pl.col("session_id").ne_missing(pl.col("session_id").shift(1))) | (pl.col("source_set").ne_missing(pl.col("source_set").shift(1))))
+    starts = keys.select(
+        (pl.col("session_id").ne_missing(pl.col("session_id").shift(1))) | (pl.col("source_set").ne_missing(pl.col("source_set").shift(1)))
+    )
     found = starts.to_series().to_numpy().copy()
     found[:1] = True
     return found

@@ -21,8 +21,8 @@ from beatsight_assets.features.definitions import FrameDefinition
 from beatsight_assets.model import decode
 from beatsight_assets.model.checkpoint import Model
 from beatsight_assets.model.data import AUGMENTATIONS, Frames, Recording, augment, cut_rows, draw_windows, plan_step
-from beatsight_assets.model.evaluate import choose_threshold, judge_recording
 from beatsight_assets.model.network import NetworkConfig, apply_network, build_network
+from beatsight_assets.model.scoring import choose_threshold, judge_recording
 from beatsight_assets.sampling import realised_shares
 
 if TYPE_CHECKING:

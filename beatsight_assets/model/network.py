@@ -148,3 +148,14 @@ def apply_network(network: torch.nn.Module, features: NDArray[np.float32], *, ch
             raw[start:stop] = network(chunk.unsqueeze(0))[0, start - first : stop - first].float().cpu().numpy()
     squashed = (1.0 / (1.0 + np.exp(-raw[:, n_classes : 2 * n_classes + 1]))).astype(np.float32)
     return FrameOutputs(raw[:, :n_classes], squashed[:, :n_classes], squashed[:, n_classes], raw[:, -1])
+
+
+def apply_windows(network: torch.nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Onset logits of equally long windows, each a recording of its own: [shape=(n, n_frames, n_bands)] -> [shape=(n, n_frames, n_classes)]."""
+    import torch
+
+    config: NetworkConfig = network.config  # type: ignore[assignment]
+    network.eval()
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(next(network.parameters()).device)
+        return network(batch)[..., : len(config.classes)].float().cpu().numpy()  # type: ignore[no-any-return]

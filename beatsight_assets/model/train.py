@@ -30,9 +30,9 @@ from beatsight_assets.features.definitions import FrameDefinition, definition
 from beatsight_assets.model import checkpoint, learn
 from beatsight_assets.model.data import Recording, frame_targets, lay_frames, load_recordings
 from beatsight_assets.model.decode import LOWEST_SCORE, SCORE_REACH_MS, scores_around, transcribe_features
-from beatsight_assets.model.evaluate import choose_threshold, judge_recording
 from beatsight_assets.model.learn import Hyper
 from beatsight_assets.model.network import apply_network, count_parameters
+from beatsight_assets.model.scoring import choose_threshold, judge_recording
 from beatsight_assets.readiness.calibration import fit_temperature
 from beatsight_assets.sampling import read_weights
 from beatsight_assets.settings import Settings

@@ -99,16 +99,15 @@ def make_pack(frame: pl.DataFrame, options: PackOptions = PackOptions()) -> tupl
     """
     options.checked()
     labels = pl.col("components").list.eval(pl.element().struct.field("label").unique(maintain_order=True))
-    events = frame.filter((pl.col("components").list.len() > 0) & ~pl.col("mix_context").is_in(NO_AUDIO)).with_columns(
-        labels=labels, onset_us=(pl.col("onset_time") * 1e6).round().cast(pl.Int64)
-    )
+    events = frame.filter((pl.col("components").list.len() > 0) & ~pl.col("mix_context").is_in(NO_AUDIO))
     if options.include_labels:
-        events = events.filter(pl.any_horizontal([pl.col("labels").list.contains(x) for x in options.include_labels]))
+        events = events.filter(pl.any_horizontal([labels.list.contains(x) for x in options.include_labels]))
     for label in options.exclude_labels:
-        events = events.filter(~pl.col("labels").list.contains(label))
-    events = events.sort("source_set", "session_id", "onset_us")
+        events = events.filter(~labels.list.contains(label))
+    events = events.with_columns(onset_us=(pl.col("onset_time") * 1e6).round().cast(pl.Int64)).sort("source_set", "session_id", "onset_us")
     edges = find_edges(events["onset_us"].to_numpy(), options)
-    rows = events[edges.onset].select("event_id", "session_id", "source_set", "group_id", "labels", "audio_path", "onset_us").with_columns(
+    rows = events[edges.onset].select("event_id", "session_id", "source_set", "group_id", "components", "audio_path", "onset_us").with_columns(
+        labels=labels,
         window_index=pl.Series(edges.window),
         window_size_ms=pl.lit(options.window_ms),
         hop_size_ms=pl.lit(options.hop_ms),

@@ -170,7 +170,7 @@ def _make_take_files(row: Row, kit: synth.Kit, seed: int) -> tuple[bytes, bytes]
     played = read_performance(take.take_id, midi_bytes)
     bed = None
     if row.mix_context == "full_mix":
-        peak = float(rng_for(seed, "bed-level", take.take_id).uniform(0.12, 0.35))
+        peak = float(rng_for(seed, "bed-level", take.take_id).uniform(0.08, 0.25))
         bed = distractors.make_bed(seed, take.take_id, int(played.onsets_us[-1]) / 1e6 + 1.0, peak=peak)
     audio = synth.render(
         kit, played.onsets_us, played.labels, played.velocities, played.openness, seed=seed, take_id=take.take_id, tail_s=TAIL_S, accompaniment=bed

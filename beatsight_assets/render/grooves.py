@@ -28,11 +28,10 @@ HATS = frozenset({"hihat_closed", "hihat_open", "hihat_pedal", "hihat_foot_splas
 SNARES = frozenset({"snare", "rimshot", "cross_stick"})
 TOMS = ("tom_high", "tom_mid", "tom_low")
 CYMBALS = ("crash", "crash2", "splash", "china")
-AUX = ("cowbell", "tambourine", "clap", "shaker", "aux_percussion")
 
 LEADS = (
     *("hihat_closed",) * 4, *("hihat_open",) * 2, *("ride_bow",) * 3, *("ride_bell",) * 2, "ride_edge", "ride_edge", "crash", "crash2",
-    "china", "china", "splash", "splash", "hihat_pedal", "hihat_foot_splash", "hihat_foot_splash", "toms",
+    "china", "china", "splash", "splash", "hihat_pedal", "hihat_foot_splash", "hihat_foot_splash", "cowbell", "toms",
 )  # fmt: skip
 BACKBEATS = (*("snare",) * 5, *("rimshot",) * 3, *("cross_stick",) * 3)
 NEEDED = tuple(dict.fromkeys((*LEADS[:-1], *TOMS, *BACKBEATS)))  # what a split must hold enough of
@@ -57,16 +56,16 @@ class Style:
     kicks: float  # chance of a kick on a free eighth (sixteenth when double)
     double_kick: bool
     loudness: float
-    aux: float  # chance that a section has a percussion voice
+    cowbell: float  # chance that a section has a cowbell beside its lead
 
 
 STYLES = {
-    "rock": Style((88, 138), 0.5, 0.0, 0.12, 0.35, False, 1.0, 0.1),
+    "rock": Style((88, 138), 0.5, 0.0, 0.12, 0.35, False, 1.0, 0.05),
     "funk": Style((88, 112), 0.25, 0.06, 0.4, 0.3, False, 0.9, 0.25),
     "shuffle": Style((92, 128), 0.5, 0.33, 0.2, 0.25, False, 0.9, 0.1),
-    "jazz": Style((112, 170), 0.5, 0.3, 0.25, 0.15, False, 0.72, 0.0),
+    "jazz": Style((112, 170), 0.5, 0.3, 0.25, 0.15, False, 0.8, 0.0),
     "metal": Style((118, 168), 0.5, 0.0, 0.0, 0.75, True, 1.08, 0.0),
-    "latin": Style((92, 124), 0.25, 0.0, 0.15, 0.3, False, 0.85, 0.9),
+    "latin": Style((92, 124), 0.25, 0.0, 0.15, 0.3, False, 0.9, 0.6),
     "tomgroove": Style((84, 130), 0.5, 0.0, 0.1, 0.3, False, 1.0, 0.3),
 }
 
@@ -281,9 +280,9 @@ def _stroke(score: _Score, at: float, label: str, velocity: float) -> None:
 
 
 def _write_colours(score: _Score, how: Style, section: Section, start: float, end: float) -> None:
-    """Ghost notes, feet, accents anywhere, percussion."""
+    """Ghost notes, feet, accents anywhere, a cowbell."""
     pedal = section.lead not in HATS and score.chance(0.5)
-    aux = score.pick(*AUX) if score.chance(how.aux) else None
+    cowbell = score.chance(how.cowbell)
     for i in range(round((end - start) * 4)):
         at = start + i * 0.25
         if section.backbeat != "cross_stick" and score.chance(how.ghosts * 0.5):
@@ -292,11 +291,12 @@ def _write_colours(score: _Score, how: Style, section: Section, start: float, en
             score.add(3, at, "hihat_foot_splash" if score.chance(0.25) else "hihat_pedal", 0.6)
         if i % 2 == 0 and score.chance(0.035):
             score.add(1, at, score.pick(*CYMBALS, "ride_edge", "ride_bell", "splash"), 0.82)
-            score.add(1, at, "kick", 0.8)
+            if score.chance(0.5):
+                score.add(1, at, "kick", 0.8)
         if score.chance(0.012):
             score.add(1, at, score.pick("rimshot", "cross_stick", *TOMS), 0.75)
-        if aux is not None and i % 2 == 0 and score.chance(0.6):
-            score.add(5, at, aux, 0.6)
+        if cowbell and i % 2 == 0 and score.chance(0.6):
+            score.add(5, at, "cowbell", 0.65)
 
 
 def _write_fill(score: _Score, start: float, end: float) -> None:

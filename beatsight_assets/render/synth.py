@@ -35,7 +35,7 @@ RESTRIKE_S = 0.06  # a piece struck again loses its old ring within 60 ms: the s
 SILENCE_TAUS = 6.9  # one-shots end at -60 dB
 SHOT_MAX_S = 1.3  # longest one-shot
 MEMBRANE = (1.0, 1.593, 2.136, 2.653, 3.155)  # circular membrane: zeros of Bessel functions over the first one
-STRIKE_GAIN, STRIKE_S = 1.5, 0.018  # a struck plate starts 8 dB above its ring
+STRIKE_GAIN, STRIKE_S = 3.0, 0.02  # a struck plate starts 12 dB above its ring
 BLOCK = 256  # samples per block of a modal sum, which makes it a matrix product
 CONVOLUTION_BLOCK = 1 << 15
 
@@ -83,7 +83,7 @@ class Bus:
     low_db: Decibels  # shelf below 120 Hz
     mid_db: Decibels  # bell at mid_hz
     mid_hz: float
-    tilt_db: Decibels  # at 16 kHz, falling from 1 kHz; 0..-17, real drum stems are far darker than close mics
+    tilt_db: Decibels  # at 16 kHz, falling from 1 kHz; 0..-12, real drum stems are far darker than close mics
     room: float  # reverberant energy over direct energy
     room_s: Seconds  # time to -60 dB
     predelay_s: Seconds
@@ -129,9 +129,9 @@ class Kit:
 
 
 LEVELS_DB = {  # peak level of velocity 1 in a balanced mix
-    "kick": 0, "snare": -1, "rimshot": 0, "cross_stick": -5, "hihat_closed": -10, "hihat_open": -8, "hihat_pedal": -12,
-    "hihat_foot_splash": -10, "ride_bow": -9, "ride_bell": -7, "ride_edge": -8, "crash": -4, "crash2": -4, "splash": -6,
-    "china": -5, "tom_high": -2, "tom_mid": -2, "tom_low": -1, "cowbell": -6, "tambourine": -9, "clap": -4, "shaker": -12,
+    "kick": 0, "snare": -1, "rimshot": 0, "cross_stick": -2, "hihat_closed": -5, "hihat_open": -4, "hihat_pedal": -3,
+    "hihat_foot_splash": -3, "ride_bow": -3, "ride_bell": -4, "ride_edge": -3, "crash": -1, "crash2": -1, "splash": -2,
+    "china": -2, "tom_high": -2, "tom_mid": -2, "tom_low": -1, "cowbell": -3, "tambourine": -9, "clap": -4, "shaker": -12,
     "aux_percussion": -5,
 }  # fmt: skip
 COMPONENTS = tuple(LEVELS_DB)
@@ -174,7 +174,7 @@ def _draw_drums(draw: _Draw) -> dict[str, Drum]:
     ratios, gains = draw.membrane(0.06, 9)
     drums = {
         "kick": Drum(
-            f0_hz=draw.log(42, 68), ratios=ratios, gains=gains, decay_s=draw.log(0.05, 0.22), glide=draw.flat(0.8, 2.8),
+            f0_hz=draw.log(44, 60), ratios=ratios, gains=gains, decay_s=draw.log(0.05, 0.22), glide=draw.flat(1.0, 2.5),
             glide_s=draw.log(0.008, 0.03), click=draw.db(-20, -4), click_hz=(draw.log(900, 2500), draw.log(4000, 9000)),
             click_s=draw.log(0.002, 0.006),
         )
@@ -197,16 +197,16 @@ def _draw_drums(draw: _Draw) -> dict[str, Drum]:
         click=snare.click * 1.6,
         wires=snare.wires * 0.8,
     )
-    wood = draw.log(420, 800)
+    wood = draw.log(400, 560)
     drums["cross_stick"] = Drum(
         f0_hz=wood, ratios=(1.0, draw.flat(2.0, 2.7), draw.flat(3.4, 4.6), draw.flat(5.5, 7.0)),
-        gains=(draw.db(-8, 0), 1.0, draw.db(-9, -2), draw.db(-14, -6)), decay_s=draw.log(0.018, 0.04), glide=0.0, glide_s=0.01,
+        gains=(draw.db(-6, 0), 1.0, draw.db(-7, -2), draw.db(-12, -6)), decay_s=draw.log(0.02, 0.035), glide=0.0, glide_s=0.01,
         click=draw.db(-10, -3), click_hz=(1500, 6000), click_s=0.002, wires=draw.db(-30, -22), wires_hz=snare.wires_hz, wires_s=0.03,
     )  # fmt: skip
     ratios, gains = draw.membrane(0.07, 8)
-    head = draw.flat(0.9, 1.1)  # one tuning habit for the whole set
-    decay, glide, click = draw.log(0.1, 0.3), draw.flat(0.08, 0.4), draw.db(-16, -5)
-    for name, low, high, longer in (("tom_high", 175, 225, 0.75), ("tom_mid", 118, 148, 1.0), ("tom_low", 76, 98, 1.35)):
+    head = draw.flat(0.94, 1.06)  # one tuning habit for the whole set
+    decay, glide, click = draw.log(0.08, 0.17), draw.flat(0.08, 0.3), draw.db(-14, -5)
+    for name, low, high, longer in (("tom_high", 195, 235, 0.7), ("tom_mid", 126, 148, 1.0), ("tom_low", 78, 92, 1.4)):
         drums[name] = Drum(
             f0_hz=draw.log(low, high) * head, ratios=ratios, gains=gains, decay_s=decay * longer, glide=glide * draw.flat(0.8, 1.2),
             glide_s=draw.log(0.02, 0.06), click=click, click_hz=(1200, draw.log(4000, 8000)), click_s=0.003,
@@ -257,13 +257,13 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
     ring = draw.log(0.8, 1.25)
     plates: dict[str, Plate] = {}
 
-    low, centre, width = draw.log(280, 480) * size, draw.log(5500, 9500), draw.flat(1.5, 2.3)
+    low, centre, width = draw.log(320, 480) * size, draw.log(6500, 9500), draw.flat(1.4, 1.9)
     closed_s, open_s = draw.log(0.016, 0.032), draw.log(0.13, 0.22) * ring
-    click, click_hz = draw.db(-10, 0), (draw.log(3000, 5000), draw.log(9000, 15000))
+    click, click_hz = draw.db(-12, -4), (draw.log(3000, 5000), draw.log(9000, 15000))
     hat = Plate(*_modes(draw, 260, low, 16500, centre, width, 1.0, 0.12), click, click_hz, draw.log(0.0015, 0.004))
     plates["hihat_closed"] = plates["hihat_open"] = hat
-    chup = _tones(draw, draw.log(280, 480), (1.0, 1.37, 1.9), draw.flat(3, 6), 3, 0.03)
-    pedal = _join(_modes(draw, 200, low, 13000, draw.log(2600, 4200), 1.5, draw.log(0.02, 0.035), 0.1), chup)
+    chup = _tones(draw, draw.log(300, 440), (1.0, 1.37, 1.9), draw.flat(8, 12), 3, 0.035)
+    pedal = _join(_modes(draw, 200, low, 11000, draw.log(1900, 2800), 1.1, draw.log(0.025, 0.04), 0.1), chup)
     plates["hihat_pedal"] = Plate(*pedal, 0.0, click_hz, 0.001, soft_s=draw.flat(0.001, 0.002))
     splash = _join(_modes(draw, 240, low, 14500, draw.log(3400, 5200), 1.8, draw.log(0.08, 0.13) * ring, 0.2), chup)
     plates["hihat_foot_splash"] = Plate(
@@ -271,30 +271,31 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
     )
 
     ride_hz = draw.log(300, 430) * size
-    wash = _modes(draw, 280, ride_hz * 0.8, 15000, draw.log(3200, 5200), 1.9, draw.log(0.25, 0.4) * ring, 0.45)
+    wash = _modes(draw, 280, ride_hz * 0.8, 15000, draw.log(3200, 5200), 1.9, draw.log(0.18, 0.28) * ring, 0.45)
     ping = _modes(draw, 14, 2400, 6200, 3900, 1.0, 1.0, 0.0)
     ping = (ping[0], ping[1] * draw.flat(3.5, 6), np.full(14, draw.log(0.035, 0.08)))
     stick_hz = (draw.log(2500, 4000), draw.log(9000, 14000))
-    plates["ride_bow"] = Plate(*_join((wash[0], wash[1] * draw.db(-4, 2), wash[2]), ping), draw.db(2, 9), stick_hz, 0.003)
-    bell = _tones(draw, draw.log(520, 920), (1.0, 1.49, 2.03, 2.71, 3.42, 4.3, 5.4), draw.flat(14, 22), 2.5, draw.log(0.2, 0.35) * ring)
-    plates["ride_bell"] = Plate(*_join((wash[0], wash[1] * 0.4, wash[2]), bell), draw.db(0, 6), stick_hz, 0.002)
-    edge = _modes(draw, 280, ride_hz * 0.6, 12500, draw.log(2200, 3200), 1.5, draw.log(0.35, 0.55) * ring, 0.35)
+    plates["ride_bow"] = Plate(*_join((wash[0], wash[1] * draw.db(-4, 2), wash[2]), ping), draw.db(-6, 0), stick_hz, 0.003)
+    bell = _tones(draw, draw.log(820, 1150), (1.0, 1.49, 2.03, 2.71, 3.42, 4.3), draw.flat(18, 26), 2.5, draw.log(0.2, 0.35) * ring)
+    plates["ride_bell"] = Plate(*_join((wash[0], wash[1] * 0.4, wash[2]), bell), draw.db(-16, -10), stick_hz, 0.002)
+    edge = _modes(draw, 280, ride_hz * 0.6, 12500, draw.log(2200, 3200), 1.5, draw.log(0.26, 0.4) * ring, 0.35)
     hum = _tones(draw, ride_hz * 1.1, (1.0, 1.43, 2.1), draw.flat(3, 5), 3, 0.35)
-    plates["ride_edge"] = Plate(*_join(edge, hum, (ping[0], ping[1] * 0.35, ping[2])), draw.db(-14, -8), stick_hz, 0.003, bloom_s=draw.flat(0.008, 0.02))
+    plates["ride_edge"] = Plate(*_join(edge, hum, (ping[0], ping[1] * 0.6, ping[2])), draw.db(-18, -12), stick_hz, 0.003, bloom_s=draw.flat(0.008, 0.02))
 
-    crash = _modes(draw, 340, draw.log(340, 460) * size, 16500, draw.log(4300, 6200) * size, 2.1, draw.log(0.28, 0.42) * ring, 0.35)
-    plates["crash"] = Plate(*crash, draw.db(-6, 2), stick_hz, 0.003, bloom_s=draw.flat(0.002, 0.006))
-    large = _modes(draw, 340, draw.log(140, 190) * size, 13000, draw.log(1500, 2300) * size, 1.7, draw.log(0.42, 0.65) * ring, 0.4)
+    crash = _modes(draw, 340, draw.log(340, 460) * size, 16500, draw.log(4300, 6200) * size, 2.1, draw.log(0.22, 0.32) * ring, 0.35)
+    plates["crash"] = Plate(*crash, draw.db(-14, -6), stick_hz, 0.003, bloom_s=draw.flat(0.002, 0.006))
+    large = _modes(draw, 340, draw.log(140, 190) * size, 13000, draw.log(1300, 1900) * size, 1.5, draw.log(0.32, 0.48) * ring, 0.4)
     gong = _tones(draw, draw.log(120, 170) * size, (1.0, 1.31, 1.77, 2.2), draw.flat(2.5, 4.5), 2, 0.5)
     plates["crash2"] = Plate(*_join(large, gong), draw.db(-10, -4), stick_hz, 0.003, bloom_s=draw.flat(0.008, 0.016))
     small = _modes(draw, 220, draw.log(900, 1400) * size, 17500, draw.log(6500, 9500) * size, 1.5, draw.log(0.07, 0.12) * ring, 0.25)
-    plates["splash"] = Plate(*small, draw.db(-4, 4), stick_hz, 0.002)
+    chime = _tones(draw, draw.log(1150, 1500) * size, (1.0, 1.34, 1.83, 2.4), draw.flat(6, 9), 1.5, 0.14)
+    plates["splash"] = Plate(*_join(small, chime), draw.db(-14, -6), stick_hz, 0.002)
     trash = _modes(draw, 280, draw.log(260, 360) * size, 12000, draw.log(2600, 3800) * size, 0.9, draw.log(0.12, 0.2) * ring, 0.2)
     growl = _tones(draw, draw.log(260, 380) * size, (1.0, 1.09, 1.52, 1.63, 2.3), draw.flat(4, 7), 1.5, 0.22)
-    plates["china"] = Plate(*_join(trash, growl), draw.db(-6, 0), stick_hz, 0.003, rough=draw.flat(0.6, 0.85), rough_hz=draw.flat(45, 85))
+    plates["china"] = Plate(*_join(trash, growl), draw.db(-16, -8), stick_hz, 0.003, rough=draw.flat(0.6, 0.85), rough_hz=draw.flat(45, 85))
 
-    cow = draw.log(500, 680)
-    plates["cowbell"] = Plate(*_tones(draw, cow, (1.0, 1.48, 2.4, 3.3, 4.5), 1.0, 4, draw.log(0.05, 0.13)), 0.4, stick_hz, 0.002)
+    cow = draw.log(500, 600)
+    plates["cowbell"] = Plate(*_tones(draw, cow, (1.0, 1.48, 2.4, 3.3, 4.5), 1.0, 4, draw.log(0.1, 0.18)), 0.15, stick_hz, 0.002)
     jingle = _modes(draw, 60, 4200, 15000, draw.log(7000, 10000), 0.9, draw.log(0.12, 0.25), 0.5)
     plates["tambourine"] = Plate(*jingle, 0.5, (5000, 12000), 0.004, rough=0.8, rough_hz=draw.flat(25, 45))
     return plates, closed_s, open_s
@@ -302,10 +303,10 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
 
 def _draw_bus(draw: _Draw) -> Bus:
     return Bus(
-        low_db=draw.flat(-4, 4),
-        mid_db=draw.flat(-5, 4),
+        low_db=draw.flat(-3, 3),
+        mid_db=draw.flat(-3, 3),
         mid_hz=draw.log(300, 3000),
-        tilt_db=draw.flat(-17, 0),
+        tilt_db=draw.flat(-12, 0),
         room=draw.db(-35, -14) if draw.flat(0, 1) < 0.8 else 0.0,
         room_s=draw.log(0.15, 0.7),
         predelay_s=draw.flat(0.002, 0.012),
@@ -598,8 +599,8 @@ def measure_onset_errors(
 ) -> F64:
     """Where each hit is heard against where it was asked for: float64 [shape=(n,)], ms, positive = late, nan = cannot be told.
 
-    Heard = first sample within `window_ms` whose slope exceeds 15 % of the window's steepest.
-    A hit cannot be told when another lies within 2 windows before or one window after it, or when that slope is not twice what rings before.
+    Heard = first sample within `window_ms` whose slope exceeds 20 % of the window's steepest.
+    A hit cannot be told when another lies within 2 windows before or one window after it, or when that slope is not 1.6 times the steepest before.
     """
     slope = np.abs(np.diff(audio.astype(np.float64), prepend=0.0))
     order = np.argsort(onsets_us, kind="stable")
@@ -616,9 +617,9 @@ def measure_onset_errors(
         begin = max(0, place - window)
         near = slope[begin : place + window]
         floor = float(slope[max(0, begin - window) : begin].max(initial=0.0))
-        level = 0.15 * float(near.max(initial=0.0))
+        level = 0.2 * float(near.max(initial=0.0))
         above = np.flatnonzero(near > level)
-        if above.size and level > 2 * floor:
+        if above.size and level > 1.6 * floor:
             last = groups[g + 1] if g + 1 < groups.size else times.size
             errors[first:last] = (begin + int(above[0]) - place) * 1000 / rate_hz
     unsorted = np.empty_like(errors)

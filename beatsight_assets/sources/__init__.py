@@ -230,7 +230,7 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
     provenance: list[dict[str, Any]] = []
     batch: list[_Read] = []
     silent_set_aside: list[str] = []
-    n_done = 0
+    n_done = n_waiting = 0
 
     def flush() -> None:
         if batch:
@@ -249,8 +249,10 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
                 if result.audio_rejected:
                     rejected.append(result.audio_rejected)
                 batch.append(result)
-                if sum(len(r.reading.hits) for r in batch) >= BATCH_HITS:
+                n_waiting += len(result.reading.hits)
+                if n_waiting >= BATCH_HITS:
                     flush()
+                    n_waiting = 0
             n_done += len(results)
             progress(f"{source_set}: {n_done:,} of {len(recordings):,} recordings read")
     flush()
@@ -363,12 +365,11 @@ def _with_files(root: Path, recording: Recording, reading: Reading) -> _Read:
 
 
 def _content_digest(hits: Hits) -> str:
-    """Digest of what was played (onset, voice, velocity): equal for the same performance under two names."""
-    order = np.lexsort((hits.voice, hits.onset_us))
-    names = [f"{v.label}/{v.variant}/{v.strike}" for v in hits.voices]
-    content = sha256("\n".join(names).encode())
+    """Digest of what was played (onset, component, variant, strike, velocity): equal for the same performance under two names."""
+    names = np.array([f"{v.label}/{v.variant}/{v.strike}" for v in hits.voices])[hits.voice]
+    order = np.lexsort((hits.velocity, names, hits.onset_us))
+    content = sha256("\n".join(names[order].tolist()).encode())
     content.update(np.ascontiguousarray(hits.onset_us[order]).tobytes())
-    content.update(np.ascontiguousarray(hits.voice[order].astype(np.int64)).tobytes())
     content.update(np.ascontiguousarray(hits.velocity[order]).tobytes())
     return content.hexdigest()
 

@@ -74,11 +74,10 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
 
 def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected:
     """Hits of one take through the TD-11 map; damaged MIDI raises with its code."""
-    notes = taxonomy.note_map(NOTE_MAP)
-    performance = read_performance(read_bytes(contain(root, recording.timeline), max_bytes=MAX_MIDI_BYTES), notes, taxonomy)
+    performance = read_performance(read_bytes(contain(root, recording.timeline), max_bytes=MAX_MIDI_BYTES), taxonomy, NOTE_MAP)
     device = _device(str(recording.session.drummer_id).removeprefix("gmd:"), options)
     hits = _with_pedal_hats(performance.hits) if device == "td30_socal" else performance.hits
-    played = {voice.label for voice in notes.values()}
+    played = {voice.label for voice in performance.hits.voices}
     coverage = tuple(label for label in taxonomy.labels if label in played)
     return Reading(recording.session, hits, coverage, device, {**performance.facts, "device": device}, performance.issues)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from beatsight_assets import midi
 from beatsight_assets.events import Hits, openness_from_pedal
@@ -29,33 +31,64 @@ class Performance:
     facts: Mapping[str, Any]
 
 
-def read_performance(data: bytes, notes: Mapping[int, Voice], taxonomy: Taxonomy) -> Performance:
-    """Hits of a drum MIDI file through a note map; every channel counts.
+@dataclass(frozen=True, slots=True)
+class NoteTable:
+    """A note map as arrays: `voice_of` [shape=(128,)] gives the voice of a note or -1; the rest is by voice."""
 
-    `notes` is a table of `taxonomy.note_map`. Notes outside it are dropped and counted as `unmapped_note`. Openness follows the
-    TD-11 pedal formula (90 closed, 0 open) and exists for hihat_closed and hihat_open only; the raw pedal value is kept for all hats.
+    notes: Mapping[int, Voice]
+    voices: tuple[Voice, ...]
+    voice_of: NDArray[np.int64]
+    is_hat: NDArray[np.bool_]
+    has_openness: NDArray[np.bool_]
+    order: NDArray[np.int64]
+    cymbals: frozenset[str]
+
+
+@lru_cache(maxsize=16)
+def note_table(taxonomy: Taxonomy, name: str) -> NoteTable:
+    """The arrays of a note map of the taxonomy, made once."""
+    notes = taxonomy.note_map(name)
+    voices = tuple(dict.fromkeys(notes.values()))
+    voice_of = np.full(128, -1, dtype=np.int64)
+    for number, voice in notes.items():
+        voice_of[number] = voices.index(voice)
+    return NoteTable(
+        notes,
+        voices,
+        voice_of,
+        np.array([taxonomy.family(v.label) == "hihat" for v in voices]),
+        np.array([v.label in HIHATS_WITH_OPENNESS for v in voices]),
+        np.array([taxonomy.order[v.label] for v in voices]),
+        frozenset(taxonomy.family_members(CYMBAL)),
+    )
+
+
+def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performance:
+    """Hits of a drum MIDI file through a note map of the taxonomy; every channel counts.
+
+    Notes outside the map are dropped and counted as `unmapped_note`. Openness follows the TD-11 pedal formula (90 closed, 0 open) and
+    exists for hihat_closed and hihat_open only; the raw pedal value is kept for all hats.
 
     Raises
     ------
     midi.MidiError : codes of `midi.read_midi`
     """
     file = midi.read_midi(data)
-    voices = tuple(dict.fromkeys(notes.values()))
-    table = np.full(128, -1, dtype=np.int64)
-    for number, voice in notes.items():
-        table[number] = voices.index(voice)
-    voice_of = table[file.notes.note]
+    table = note_table(taxonomy, note_map)
+    voices = table.voices
+    voice_of = table.voice_of[file.notes.note]
     kept = np.flatnonzero(voice_of >= 0)
     voice_of = voice_of[kept]
     n_unmapped = len(file.notes.note) - len(kept)
-    is_hat = np.array([taxonomy.family(v.label) == "hihat" for v in voices] or [False])[voice_of]
-    opens = np.array([v.label in HIHATS_WITH_OPENNESS for v in voices] or [False])[voice_of]
-    pedal = np.where(is_hat, file.notes.cc4[kept], -1).astype(np.int32)
+    opens = table.has_openness[voice_of]
+    pedal = np.where(table.is_hat[voice_of], file.notes.cc4[kept], -1).astype(np.int32)
     tick = file.notes.tick[kept]
     numerator, denominator = midi.meter_at(file, tick)
-    pairs = list(dict.fromkeys(zip(numerator.tolist(), denominator.tolist(), strict=True)))
-    known = [p for p in pairs if p[0] > 0]
-    code = {p: known.index(p) if p in known else -1 for p in pairs}
+    packed = numerator * 256 + denominator
+    found, meter = np.unique(packed, return_inverse=True)
+    names = tuple(f"{int(p) // 256}/{int(p) % 256}" for p in found)
+    if len(found) and found[0] == 0:  # before the first time signature
+        names, meter = names[1:], meter - 1
     bar, beat = midi.bar_beat_at(file, tick)
     hits = Hits(
         voices=voices,
@@ -65,11 +98,11 @@ def read_performance(data: bytes, notes: Mapping[int, Voice], taxonomy: Taxonomy
         openness=openness_from_pedal(np.where(opens, pedal, -1)),
         openness_raw=pedal,
         tempo_bpm=midi.tempo_bpm_at(file, tick),
-        meters=tuple(f"{n}/{d}" for n, d in known),
-        meter=np.array([code[p] for p in zip(numerator.tolist(), denominator.tolist(), strict=True)], dtype=np.int64),
+        meters=names,
+        meter=meter.astype(np.int64),
         bar=bar,
         beat=beat,
-        stated=_chokes(file, notes, voices, voice_of, file.notes.onset_us[kept], taxonomy),
+        stated=_chokes(file, table, voice_of, file.notes.onset_us[kept]) if len(file.aftertouch.tick) else {},
     )
     facts = {
         "tempo_declared": file.tempo_declared,
@@ -81,18 +114,16 @@ def read_performance(data: bytes, notes: Mapping[int, Voice], taxonomy: Taxonomy
     return Performance(hits, {k: v for k, v in issues.items() if v}, facts)
 
 
-def _chokes(
-    file: midi.MidiFile, notes: Mapping[int, Voice], voices: tuple[Voice, ...], voice_of: Any, onset_us: Any, taxonomy: Taxonomy
-) -> dict[int, tuple[str, ...]]:
+def _chokes(file: midi.MidiFile, table: NoteTable, voice_of: NDArray[np.int64], onset_us: NDArray[np.int64]) -> dict[int, tuple[str, ...]]:
     """Hits that were choked: poly aftertouch > 0 on a cymbal marks the last stroke of that component, at most 5 s before."""
-    cymbals = set(taxonomy.family_members(CYMBAL))
-    label_of = np.array([taxonomy.order[v.label] for v in voices] or [0])[voice_of]
+    component = table.order[voice_of]
     stated: dict[int, tuple[str, ...]] = {}
     for at, note, value in zip(file.aftertouch.onset_us.tolist(), file.aftertouch.note.tolist(), file.aftertouch.value.tolist(), strict=True):
-        voice = notes.get(note)
-        if value == 0 or voice is None or voice.label not in cymbals:
+        voice = table.notes.get(note)
+        if value == 0 or voice is None or voice.label not in table.cymbals:
             continue
-        before = np.flatnonzero((label_of == taxonomy.order[voice.label]) & (onset_us <= at) & (onset_us >= at - CHOKE_REACH_US))
+        same = component == table.order[table.voice_of[note]]
+        before = np.flatnonzero(same & (onset_us <= at) & (onset_us >= at - CHOKE_REACH_US))
         if len(before):
             stated[int(before[-1])] = ("cymbal_choke",)
     return stated

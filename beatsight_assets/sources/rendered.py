@@ -68,7 +68,7 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
 def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected:
     """Events of one take through its note map."""
     name = str(recording.facts["note_map"])
-    notes = taxonomy.note_map(name)
-    performance = read_performance(contain(root, recording.timeline).read_bytes(), notes, taxonomy)
-    coverage = tuple(label for label in taxonomy.labels if label in {v.label for v in notes.values()})
+    performance = read_performance(contain(root, recording.timeline).read_bytes(), taxonomy, name)
+    played = {voice.label for voice in performance.hits.voices}
+    coverage = tuple(label for label in taxonomy.labels if label in played)
     return Reading(recording.session, performance.hits, coverage, name, performance.facts, performance.issues)

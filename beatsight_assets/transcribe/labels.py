@@ -53,8 +53,8 @@ def read_labels(content: bytes, taxonomy: Taxonomy, *, where: str = "") -> list[
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"not UTF-8: {error.reason}", code="bad-label", where=f"{where}:{line}") from error
+        n_lines = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"not UTF-8: {error.reason}", code="bad-label", where=f"{where}:{n_lines}") from error
     hits = []
     for number, line in enumerate(text.split("\n"), 1):
         fields = line.rstrip("\r").split("\t", 2)
@@ -115,7 +115,7 @@ def read_midi(content: bytes, taxonomy: Taxonomy, *, note_map: str = NOTE_MAP) -
     ConfigError `unknown-choice` : no such note map
     midi.MidiError : as `midi.read_midi`
     """
-    hits = read_performance(content, taxonomy.note_map(note_map), taxonomy).hits
+    hits = read_performance(content, taxonomy, note_map).hits
     openness = [None] * len(hits) if hits.openness is None else [None if v != v else v for v in hits.openness.tolist()]
     rows = zip(hits.onset_us.tolist(), hits.voice.tolist(), hits.velocity.tolist(), openness, strict=True)
     return [Hit(at, hits.voices[v].label, velocity, is_open, hits.voices[v].variant) for at, v, velocity, is_open in rows]

@@ -51,7 +51,33 @@ VOICES = (
     *(Voice("crash", "crash_5"), Voice("china", "china_2"), Voice("splash", "splash_2"), Voice("tom_low", "floor_2")),
 )
 WEIGHTS = np.array([6, 8, 2, 1, 4, 4, 3, 1, 2, 1, 1, 1, 1, 1, 2, 1, 2, 0.2, 1, 0.5, 0.5, 0.5])
-GAPS_MS = (0, 4, 10, 11, 15, 20, 25, 29, 30, 31, 40, 50, 51, 60, 70, 71, 80, 81, 100, 130, 131, 150, 200, 201, 400)  # on and beside every limit
+GAPS_MS = (
+    0,
+    4,
+    10,
+    11,
+    15,
+    20,
+    25,
+    29,
+    30,
+    31,
+    40,
+    50,
+    51,
+    60,
+    70,
+    71,
+    80,
+    81,
+    100,
+    130,
+    131,
+    150,
+    200,
+    201,
+    400,
+)  # on and beside every limit
 
 
 def random_events(n_hits: int, *, seed: int = 0, n_sessions: int = 20, source: str = "test_set") -> pl.DataFrame:
@@ -69,7 +95,9 @@ def random_events(n_hits: int, *, seed: int = 0, n_sessions: int = 20, source: s
                     onset_us=np.cumsum(rng.choice(GAPS_MS, n) * 1000 + rng.integers(-1, 2, n)).clip(0),
                     voice=rng.choice(len(VOICES), n, p=WEIGHTS / WEIGHTS.sum()),
                     velocity=np.where(rng.random(n) < 0.05, np.nan, rng.integers(1, 128, n) / 127).astype(np.float32),
-                    openness=np.where(rng.random(n) < 0.1, np.nan, rng.choice([0, 0.35, 0.3499995, 0.5, 0.7999995, 0.8, 0.9, 1.0], n)).astype(np.float32),
+                    openness=np.where(
+                        rng.random(n) < 0.1, np.nan, rng.choice([0, 0.35, 0.3499995, 0.5, 0.7999995, 0.8, 0.9, 1.0], n)
+                    ).astype(np.float32),
                     tempo_bpm=tempi[rng.integers(0, len(tempi), n // 40 + 1)].repeat(40)[:n],
                     meters=("4/4", "7/8", "3/4"),
                     meter=rng.integers(-1, 3, n // 60 + 1).repeat(60)[:n],

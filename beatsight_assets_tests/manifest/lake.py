@@ -44,7 +44,9 @@ def ingest_frame(
             "hashes": [{"path": path, "sha256": (audio or {})[session], "bytes": 1}] if session in (audio or {}) else [],
             "facts": json.dumps({"midi_content": (midi or {}).get(session)}),
         }
-        for session, group, path in events.select("session_id", "group_id", "audio_path").unique(["session_id"], maintain_order=True).iter_rows()
+        for session, group, path in events.select("session_id", "group_id", "audio_path")
+        .unique(["session_id"], maintain_order=True)
+        .iter_rows()
     ]
 
     def work() -> Outcome:
@@ -56,5 +58,11 @@ def ingest_frame(
             verdicts=[Verdict("ingest", (rule,))],
         )
 
-    options = {"green": green, "audio": dict(audio or {}), "midi": dict(midi or {}), "ids": events["event_id"].to_list()[:5], "rows": events.height}
+    options = {
+        "green": green,
+        "audio": dict(audio or {}),
+        "midi": dict(midi or {}),
+        "ids": events["event_id"].to_list()[:5],
+        "rows": events.height,
+    }
     return run_stage(settings, "events", partition=source_set, version="1", options=options, parents=(), work=work)

@@ -18,9 +18,19 @@ def labels(events: pl.DataFrame) -> list[list[tuple[str, str | None]]]:
 
 def test_names_become_components_and_counts_are_true() -> None:
     """Case 26: crash_1 -> crash, hihat -> hihat_closed unspecified, gong stays and is counted; counts are hits."""
-    rows = [event(float(i), "crash_1") for i in range(3)] + [event(3.0, "hihat"), event(4.0, "gong"), event(5.0, "kick"), event(6.0, "drum_mix")]
+    rows = [event(float(i), "crash_1") for i in range(3)] + [
+        event(3.0, "hihat"),
+        event(4.0, "gong"),
+        event(5.0, "kick"),
+        event(6.0, "drum_mix"),
+    ]
     found, report = with_canonical_labels(frame(rows), TAXONOMY)
-    assert labels(found) == [[("crash", None)]] * 3 + [[("hihat_closed", "unspecified")], [("gong", None)], [("kick", None)], [("drum_mix", None)]]
+    assert labels(found) == [[("crash", None)]] * 3 + [
+        [("hihat_closed", "unspecified")],
+        [("gong", None)],
+        [("kick", None)],
+        [("drum_mix", None)],
+    ]
     assert report.relabelled == {"crash_1": {"crash": 3}, "hihat": {"hihat_closed": 1}}
     assert (report.unknown, report.unchanged, report.merged_duplicates) == ({"gong": 1}, 3, 0)
 

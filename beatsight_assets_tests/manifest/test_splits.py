@@ -30,7 +30,11 @@ def test_bucket_values_of_the_specification() -> None:
     found = assign({f"g{i}": () for i in range(10_000)}, ratios=(0.70, 0.15, 0.15))
     assert [sum(a.split == s for a in found.values()) for s in SPLITS] == [6903, 1555, 1542]
     drums = assign({"drummer1": (), "drummer3": (), "song3": ()})
-    assert [(drums[g].split, drums[g].reason) for g in ("drummer1", "drummer3", "song3")] == [("val", "hash"), ("val", "hash"), ("test", "hash")]
+    assert [(drums[g].split, drums[g].reason) for g in ("drummer1", "drummer3", "song3")] == [
+        ("val", "hash"),
+        ("val", "hash"),
+        ("test", "hash"),
+    ]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -121,7 +125,12 @@ def test_shares_and_classes_warn_only() -> None:
     where = {f"g{i}": "val" if i == 1 else "test" if i == 0 else "train" for i in range(60)}
     verdict = judge(measure(rows, table(**where), keys(), VIEW), LIMITS)
     assert verdict.passed
-    assert [r.name for r in verdict.rules if not r.passed] == ["split_share[train]", "split_share[val]", "split_share[test]", "class_present[test][kick]"]
+    assert [r.name for r in verdict.rules if not r.passed] == [
+        "split_share[train]",
+        "split_share[val]",
+        "split_share[test]",
+        "class_present[test][kick]",
+    ]
 
 
 def test_content_keys() -> None:
@@ -132,7 +141,13 @@ def test_content_keys() -> None:
     ]  # fmt: skip
     provenance = pl.DataFrame(rows)
     paths = pl.DataFrame(
-        {"source_set": ["s"] * 3, "session_id": ["x", "y", "z"], "group_id": ["gx", "gy", "gz"], "audio_path": ["x.wav", None, "z.wav"], "midi_path": ["x.mid", None, "z.mid"]}
+        {
+            "source_set": ["s"] * 3,
+            "session_id": ["x", "y", "z"],
+            "group_id": ["gx", "gy", "gz"],
+            "audio_path": ["x.wav", None, "z.wav"],
+            "midi_path": ["x.mid", None, "z.mid"],
+        }
     )
     assert content_keys(provenance, paths).rows() == [("gx", "audio", "A"), ("gz", "audio", "A"), ("gx", "midi", "m")]
 

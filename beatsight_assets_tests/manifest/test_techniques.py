@@ -27,7 +27,9 @@ def tags(*rows: dict[str, Any]) -> list[list[str]]:
         pytest.param([event(1.0, "hihat_open"), event(1.2, "hihat_closed")], [BARK, BARK], id="16 closing after exactly 200 ms is a bark"),
         pytest.param([event(1.0, "hihat_open"), event(1.201, "hihat_closed")], [[], []], id="16 closing after 201 ms is none"),
         pytest.param(
-            [event(1.0, "hihat_open"), event(1.1, "hihat_open"), event(1.15, "hihat_closed")], [[], BARK, BARK], id="17 only the last open hat barks"
+            [event(1.0, "hihat_open"), event(1.1, "hihat_open"), event(1.15, "hihat_closed")],
+            [[], BARK, BARK],
+            id="17 only the last open hat barks",
         ),
         pytest.param(
             [event(1.0, "hihat_open"), event(1.05, "hihat_open"), event(1.1, "hihat_closed"), event(1.15, "hihat_closed")],
@@ -40,7 +42,9 @@ def tags(*rows: dict[str, Any]) -> list[list[str]]:
             id="an event with an open hat never closes",
         ),
         pytest.param(
-            [event(2.998438, "kick", "hihat_open"), event(3.1, "kick"), event(3.196875, "hihat_closed")], [BARK, [], BARK], id="18 a kick between is not tagged"
+            [event(2.998438, "kick", "hihat_open"), event(3.1, "kick"), event(3.196875, "hihat_closed")],
+            [BARK, [], BARK],
+            id="18 a kick between is not tagged",
         ),
         pytest.param([], [], id="no rows, no tags"),
         pytest.param(
@@ -53,28 +57,40 @@ def tags(*rows: dict[str, Any]) -> list[list[str]]:
             [[], [], [], [], ["variable_meter"]],
             id="an unknown meter is no change",
         ),
-        pytest.param(
-            [event(0.0, "crash"), event(0.025, "crash2")], [["multi_cymbal_same_class"]] * 2, id="21 two crashes 25 ms apart"
-        ),
+        pytest.param([event(0.0, "crash"), event(0.025, "crash2")], [["multi_cymbal_same_class"]] * 2, id="21 two crashes 25 ms apart"),
         pytest.param([event(0.0, "crash"), event(0.031, "crash2")], [[], []], id="21 two crashes 31 ms apart"),
         pytest.param([event(0.0, "crash"), event(0.025, "crash")], [[], []], id="21 one crash struck twice"),
         pytest.param([event(0.0, "crash"), event(0.01, "crash2", session="b.mid")], [[], []], id="crashes of two sessions"),
         pytest.param(
-            [event(0.0, hit("china"), hit("china", instrument_variant="china_2"))], [["multi_cymbal_same_class"]], id="two chinas in one event"
+            [event(0.0, hit("china"), hit("china", instrument_variant="china_2"))],
+            [["multi_cymbal_same_class"]],
+            id="two chinas in one event",
         ),
         pytest.param([event(0.0, "crash", "china", "splash")], [[]], id="cymbals of different families are not layered"),
         pytest.param(
-            [event(0.0, hit("snare", 20 * V)), event(0.03, hit("snare", 100 * V))], [["ghost_note", "grace_note"], ["flam"]], id="22 a flam with a ghost grace"
+            [event(0.0, hit("snare", 20 * V)), event(0.03, hit("snare", 100 * V))],
+            [["ghost_note", "grace_note"], ["flam"]],
+            id="22 a flam with a ghost grace",
         ),
         pytest.param([event(0.0, hit("snare", 90 * V)), event(0.03, hit("snare", 100 * V))], [[], []], id="22 equal strokes are no flam"),
-        pytest.param([event(0.0, hit("snare", 70 * V)), event(0.05, hit("rimshot", 100 * V))], [["grace_note"], ["flam", "rimshot"]], id="grace 70 against 100"),
-        pytest.param([event(0.0, hit("snare", 20 * V)), event(0.05, hit("tom_high", 100 * V))], [["ghost_note"], []], id="a flam stays on one drum"),
-        pytest.param([event(0.0, hit("snare", None)), event(0.03, hit("snare", 100 * V))], [[], []], id="a flam needs known velocities"),
         pytest.param(
-            [event(0.07 * i, hit("tom_low", v)) for i, v in enumerate([0.4, 0.4, 0.9])], [["grace_note"], ["grace_note"], ["drag"]], id="a drag of 70 ms gaps"
+            [event(0.0, hit("snare", 70 * V)), event(0.05, hit("rimshot", 100 * V))],
+            [["grace_note"], ["flam", "rimshot"]],
+            id="grace 70 against 100",
         ),
         pytest.param(
-            [event(0.04 * i, hit("tom_low", v)) for i, v in enumerate([0.3, 0.3, 0.3, 0.3, 0.9])], [["roll"]] * 5, id="strokes of a roll are no flam"
+            [event(0.0, hit("snare", 20 * V)), event(0.05, hit("tom_high", 100 * V))], [["ghost_note"], []], id="a flam stays on one drum"
+        ),
+        pytest.param([event(0.0, hit("snare", None)), event(0.03, hit("snare", 100 * V))], [[], []], id="a flam needs known velocities"),
+        pytest.param(
+            [event(0.07 * i, hit("tom_low", v)) for i, v in enumerate([0.4, 0.4, 0.9])],
+            [["grace_note"], ["grace_note"], ["drag"]],
+            id="a drag of 70 ms gaps",
+        ),
+        pytest.param(
+            [event(0.04 * i, hit("tom_low", v)) for i, v in enumerate([0.3, 0.3, 0.3, 0.3, 0.9])],
+            [["roll"]] * 5,
+            id="strokes of a roll are no flam",
         ),
         pytest.param([event(0.13 * i, "kick") for i in range(4)], [["double_kick_burst"]] * 4, id="four kicks at 130 ms"),
         pytest.param([event(0.13 * i, "kick") for i in range(3)], [[]] * 3, id="three kicks are no burst"),

@@ -13,6 +13,7 @@ class RenderConfig(dg.Config):
     """What the platform renders."""
 
     seed: int = Field(default=7, description="Equal seeds give equal bytes.")
+    sessions: int | None = Field(default=None, description="Takes of the demo; empty: as many as its gates need.")
 
 
 def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.StaticPartitionsDefinition) -> list[Any]:
@@ -36,7 +37,8 @@ def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.Stati
         """Audio that the platform renders itself from MIDI; afterwards an ordinary raw folder."""
         from beatsight_assets.render import stage
 
-        return lake.perform(stage.run, stage.RenderOptions(source_set=context.partition_key, seed=config.seed))
+        sessions = {} if config.sessions is None else {"sessions": config.sessions}
+        return lake.perform(stage.run, stage.RenderOptions(source_set=context.partition_key, seed=config.seed, **sessions))
 
     @dg.asset(
         deps=[raw_files, rendered_first], partitions_def=datasets, **labels("ingest", "sources", "polars", "parquet", heavy=True, pool="ingest")

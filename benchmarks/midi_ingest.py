@@ -1,0 +1,76 @@
+"""P1: MIDI files to an event table, end to end, against mido + uuid5 + json."""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+
+from benchmarks.harness import Result, alternate, cpu_seconds, growth, median, shared_data
+
+GOAL = 40.0
+
+
+def _files() -> tuple[list[bytes], str]:
+    folder = shared_data()
+    if folder is not None and (folder / "groove_midi").is_dir():
+        return [p.read_bytes() for p in sorted((folder / "groove_midi").rglob("*.mid"))], "Groove MIDI, 992 files"
+    from beatsight_assets import midi
+    from beatsight_assets.units import rng_for
+
+    made = []
+    for i in range(200):
+        rng = rng_for(1, "bench", str(i))
+        onsets = sorted(rng.integers(0, 60_000_000, 250).tolist())
+        made.append(midi.write_midi([(t, int(n), int(v)) for t, n, v in zip(onsets, rng.choice([36, 38, 42, 46, 51], 250), rng.integers(1, 127, 250), strict=True)]))
+    return made, "200 generated files"
+
+
+def _ours(files: list[bytes]) -> int:
+    from beatsight_assets import events
+    from beatsight_assets.sources.performance import read_performance
+    from beatsight_assets.taxonomy import Taxonomy
+
+    taxonomy = Taxonomy.shipped()
+    batch = [(events.Session(f"{i}.mid", f"g:{i}"), read_performance(data, taxonomy, "td11").hits) for i, data in enumerate(files)]
+    frame = events.assemble("bench", batch, taxonomy).frame
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd")
+    return sum(len(h) for _, h in batch)
+
+
+def _baseline(files: list[bytes]) -> int:
+    """What people write: one pass with mido, one uuid and one JSON line per note."""
+    import mido
+
+    out, n = io.StringIO(), 0
+    for i, data in enumerate(files):
+        now, cc4 = 0.0, None
+        for message in mido.MidiFile(file=io.BytesIO(data)):
+            now += message.time
+            if message.type == "control_change" and message.control == 4:
+                cc4 = message.value
+            elif message.type == "note_on" and message.velocity > 0:
+                row = {"event_id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{i}:{now:.6f}:{message.note}")), "onset_time": round(now, 6), "session_id": f"{i}.mid",
+                       "components": [{"label": message.note, "velocity": message.velocity / 127, "openness": cc4}], "techniques": []}  # fmt: skip
+                out.write(json.dumps(row) + "\n")
+                n += 1
+    return n
+
+
+def run() -> list[Result]:
+    """Hits per CPU second; a tenth of the files gives the growth."""
+    files, name = _files()
+    n_hits = _ours(files)
+    assert _baseline(files) == n_hits, "both must find every hit"
+    ours, theirs = alternate(lambda: _ours(files), lambda: _baseline(files))
+    tenth = files[:: 10]
+    small_hits = _ours(tenth)
+    small = median(lambda: _ours(tenth), clock=cpu_seconds)
+    ratio = theirs / ours
+    return [
+        Result("P1 midi ingest", "hits", n_hits, n_hits / ours, "mido + uuid5 + json", n_hits / theirs, ratio, growth(small_hits, small, n_hits, ours),
+               f">= {GOAL:.0f}x, 0 hits lost", ratio >= GOAL, {"input": name})
+    ]  # fmt: skip
+
+
