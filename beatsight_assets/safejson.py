@@ -90,7 +90,7 @@ def _first_refusal(text: str) -> tuple[int, str]:
             del scopes[-1:]
         elif token == ":":
             if scopes and word in scopes[-1]:
-                return line, f"key {ascii(word)[1:80]} occurs twice in one object"
+                return line, f"key {ascii(word)[1:-1][:80]} occurs twice in one object"
             if scopes:
                 scopes[-1].add(word)
         elif token.lstrip("-") in ("NaN", "Infinity"):

@@ -5,6 +5,7 @@ Belongs here: the only code that reads the environment and knows path names. Doe
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -244,7 +245,7 @@ class Settings:
         return safeyaml.read_yaml(self.config_path(name), name=f"configs/{name}.yaml")
 
     def typed(self, name: str, model: type[Model]) -> Model:
-        """A config file checked against its model.
+        """A config file checked against its model. Types are strict ("false" is no truth value, "5" no number), lists may stand for tuples.
 
         Raises
         ------
@@ -252,7 +253,7 @@ class Settings:
         """
         file = self.config(name)
         try:
-            return model.model_validate(file.data)
+            return model.model_validate_json(json.dumps(file.data, default=str), strict=True)
         except ValidationError as failure:
             first = failure.errors(include_url=False)[0]
             place = tuple(first["loc"])
@@ -266,7 +267,7 @@ def load_settings(data_root: str | Path | None = None, profile: str | None = Non
 
     Raises
     ------
-    ConfigError `no-data-root`, `unknown-choice` : with the way to set it
+    ConfigError `no-data-root`, `unknown-choice`, `bad-option` : with the way to set it
     """
     env = os.environ if environ is None else environ
     root = data_root or env.get("BEATSIGHT_DATA_ROOT")
@@ -281,10 +282,14 @@ def load_settings(data_root: str | Path | None = None, profile: str | None = Non
     if executor not in EXECUTORS:
         raise ConfigError.unknown_choice("executor", executor, EXECUTORS, where="BEATSIGHT_EXECUTOR")
     workers = env.get("BEATSIGHT_WORKERS") or str(os.cpu_count() or 1)
-    if not workers.isdigit() or int(workers) < 1:
+    if not workers.isdecimal() or int(workers) < 1:
         raise ConfigError(f"BEATSIGHT_WORKERS is {workers!r}; it must be a whole number of at least 1", code="bad-option")
+    try:
+        folder = Path(root).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"data root {str(root)!r} names no home folder of this machine", code="no-data-root") from error
     return Settings(
-        layout=DataLayout(Path(root).expanduser().absolute()),
+        layout=DataLayout(folder),
         profile=name,
         executor=executor,
         n_workers=int(workers),

@@ -54,7 +54,7 @@ REFUSED = {
     "no date": ("a: !!timestamp x\n", None, "does not fit its type"),
     "the 99th of a month": ("a: 2024-01-99\n", None, "does not fit its type"),
     "no truth value": ("a: !!bool perhaps\n", None, "does not fit its type"),
-    "no base64": ("a: !!binary '*'\n", None, ""),
+    "no base64": ("a: !!binary 'é'\n", None, ""),
     "a list as key": ("? [a]\n: 1\n", 1, "unhashable key"),
     "5,000 digits": ("a: " + "9" * 5_000 + "\n", None, "does not fit its type"),
     "merge of a number": ("a:\n  <<: 1\n", 2, "expected a mapping"),
@@ -93,11 +93,11 @@ def test_more_than_a_megabyte_is_not_read(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     """U4: absent is missing-config; a FIFO, a folder or a device is bad-config and does not hang."""
-    with pytest.raises(ConfigError, match="^missing-config: "):
+    with pytest.raises(ConfigError, match=r"^missing-config: "):
         read_yaml(tmp_path / "absent.yaml")
     os.mkfifo(tmp_path / "fifo.yaml")
     for path in (tmp_path / "fifo.yaml", tmp_path, Path("/dev/zero")):
-        with pytest.raises(ConfigError, match="^bad-config: .*not a regular file"):
+        with pytest.raises(ConfigError, match=r"^bad-config: .*not a regular file"):
             read_yaml(path)
 
 
@@ -142,7 +142,27 @@ def test_damaged_yaml_is_read_or_refused(tmp_path: Path) -> None:
     """R7 for YAML: 400 seeded damages of a real config end in a document or in our error, never in another, and in time."""
     source = (REPOSITORY / "configs" / "taxonomy.yaml").read_bytes()[:3_000]
     dice = random.Random(7)
-    tokens = [b"!!int ", b"&a ", b"*a ", b"[", b"]", b"{", b"}", b": ", b"- ", b"\t", b"\0", b"\xff", b"'", b'"', b"|", b">", b"<<: ", b"\n---\n", b"!!set "]
+    tokens = [
+        b"!!int ",
+        b"&a ",
+        b"*a ",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b": ",
+        b"- ",
+        b"\t",
+        b"\0",
+        b"\xff",
+        b"'",
+        b'"',
+        b"|",
+        b">",
+        b"<<: ",
+        b"\n---\n",
+        b"!!set ",
+    ]
     n_refused = 0
     path = tmp_path / "x.yaml"
     for _ in range(400):

@@ -266,7 +266,10 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     root = tmp_path / "small"
     root.mkdir()
     mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=512k", "none", str(root)], capture_output=True, check=False).returncode:
+    if (
+        mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=512k", "none", str(root)], capture_output=True, check=False).returncode
+    ):
         pytest.skip("a tmpfs cannot be mounted here; test_store_sweep strikes the same places with ENOSPC")
     try:
         keep = Store(root)
@@ -388,7 +391,11 @@ def test_four_writers_one_winner(keep: Store, data_root: Path) -> None:
     for locker in lockers:
         locker.communicate()
     assert (data_root / "events" / "winner.txt").read_text() == str(winner)
-    with keep.lock(data_root / "events", "me"), pytest.raises(Busy, match=f'"pid": {os.getpid()}'), keep.lock(data_root / "events", "also me"):
+    with (
+        keep.lock(data_root / "events", "me"),
+        pytest.raises(Busy, match=f'"pid": {os.getpid()}'),
+        keep.lock(data_root / "events", "also me"),
+    ):
         pass
 
 
@@ -499,9 +506,21 @@ def test_paths_from_data_stay_inside(prison: Path, relpath: str) -> None:
 def test_the_store_writes_nowhere_else(prison: Path, attack: Callable[[Store, Path], object]) -> None:
     """S1, U6, U7: no act of the store reaches beyond the root, by `..`, by a link, or at the root itself; the parent stays as it was."""
     outside = prison.parent
-    before = {p: p.lstat().st_mtime_ns for p in (outside / "outside.txt", outside / "outside")} | {"names": sorted(p.name for p in outside.iterdir())}
-    for bad in ("../outside.txt", "../new", "link_up/new", "link_out/new", "folder/link_up/new", "link_dangling", "circle_a/x", "a/../../new", ""):
-        with pytest.raises(InputError, match="^path-escape: "):
+    before = {p: p.lstat().st_mtime_ns for p in (outside / "outside.txt", outside / "outside")} | {
+        "names": sorted(p.name for p in outside.iterdir())
+    }
+    for bad in (
+        "../outside.txt",
+        "../new",
+        "link_up/new",
+        "link_out/new",
+        "folder/link_up/new",
+        "link_dangling",
+        "circle_a/x",
+        "a/../../new",
+        "",
+    ):
+        with pytest.raises(InputError, match=r"^path-escape: "):
             attack(Store(prison), prison / bad)
     assert before == {p: p.lstat().st_mtime_ns for p in (outside / "outside.txt", outside / "outside")} | {
         "names": sorted(p.name for p in outside.iterdir())
@@ -512,7 +531,7 @@ def test_the_store_writes_nowhere_else(prison: Path, attack: Callable[[Store, Pa
 def test_names_from_users_and_configs_stay_inside(prison: Path, attack: Callable[[DataLayout, str], object]) -> None:
     """S1: run names, dataset names and report names cannot leave their folder (path-escape, exit 2 or 3)."""
     for bad in ("../x", "a/../../x", "/etc/passwd", "../..", "x/../..", "a\\b", "a\0b", "a\nb", "x" * 300, "\ud800"):
-        with pytest.raises((ConfigError, InputError), match="^path-escape: "):
+        with pytest.raises((ConfigError, InputError), match=r"^path-escape: "):
             attack(DataLayout(prison), bad)
 
 
@@ -521,7 +540,9 @@ def test_there_are_enough_attacks() -> None:
     assert len(PATH_ATTACKS) >= 60
 
 
-@pytest.mark.parametrize("relpath", ["a", "a/b.wav", "01 Kick – Überlauf 🥁.wav", "...", "a..b/c", "-x", "x" * 255, "folder/new", "take:2", "a~"])
+@pytest.mark.parametrize(
+    "relpath", ["a", "a/b.wav", "01 Kick – Überlauf 🥁.wav", "...", "a..b/c", "-x", "x" * 255, "folder/new", "take:2", "a~"]
+)
 def test_ordinary_paths_are_accepted(prison: Path, relpath: str) -> None:
     """Odd names that people really use are no attack."""
     assert store.contain(prison, relpath) == prison / relpath
@@ -530,7 +551,12 @@ def test_ordinary_paths_are_accepted(prison: Path, relpath: str) -> None:
 def test_only_regular_files_are_read(data_root: Path) -> None:
     """U4, U7: a FIFO does not hang, a device does not end, a folder is no file, a missing file says so, each with a code."""
     os.mkfifo(data_root / "fifo")
-    for path, code in ((data_root / "fifo", "path-escape"), (Path("/dev/zero"), "path-escape"), (data_root, "path-escape"), (data_root / "x", "missing-input")):
+    for path, code in (
+        (data_root / "fifo", "path-escape"),
+        (Path("/dev/zero"), "path-escape"),
+        (data_root, "path-escape"),
+        (data_root / "x", "missing-input"),
+    ):
         for read in (store.hash_file, store.read_json, Store(data_root).sha256):
             with pytest.raises(BeatSightError, match=f"^{code}: "):
                 read(path)
@@ -645,7 +671,7 @@ def test_a_failpoint_that_is_misspelled_is_an_error(keep: Store, data_root: Path
     if not value:
         keep.publish(data_root / "f", b"")
         return
-    with pytest.raises(ConfigError, match="^bad-failpoint: "):
+    with pytest.raises(ConfigError, match=r"^bad-failpoint: "):
         keep.publish(data_root / "f", b"")
 
 

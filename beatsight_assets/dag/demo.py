@@ -15,6 +15,7 @@ from beatsight_assets.dag.assets.raw import RenderConfig
 from beatsight_assets.dag.build import build_defs
 from beatsight_assets.dag.checks.table import CHECKS
 from beatsight_assets.dag.instance import open_instance
+from beatsight_assets.dag.jobs import train_with
 from beatsight_assets.dag.resources import progress_to
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Progress, Report, read_receipt, silent
@@ -69,7 +70,7 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
     runs = (
         ("render_job", DATASET, dg.RunConfig(ops={"rendered_audio": render}, loggers=QUIET)),
         ("ingest_job", DATASET, dg.RunConfig(loggers=QUIET)),
-        ("demo_job", None, dg.RunConfig(loggers=QUIET)),
+        ("demo_job", None, dg.RunConfig(ops=train_with("demo"), loggers=QUIET)),
     )
     failures: list[str] = []
     warned: list[str] = []

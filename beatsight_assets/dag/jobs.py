@@ -16,6 +16,11 @@ RELEASE = ("promoted_model", "transcriptions")
 PRESETS = {"train_warmup": "warmup", "train_baseline": "baseline", "train_long": "long"}
 
 
+def train_with(preset: str) -> dict[str, TrainConfig]:
+    """Configuration of the steps of a training with this preset."""
+    return {"candidate_model": TrainConfig(preset=preset)}
+
+
 def _job(name: str, description: str, *assets: str, config: dg.RunConfig | None = None, gpu: bool = False) -> Any:
     return dg.define_asset_job(
         name, dg.AssetSelection.assets(*assets), description=description, config=config, tags={"gpu": GPU_TAGS["gpu"]} if gpu else None
@@ -29,10 +34,16 @@ JOBS = [
     _job("post_ingest_job", "From green datasets to a judged, split and weighted manifest.", *MANIFEST),
     _job("health_job", "Judge the manifest again.", "manifest_health", "health_diff"),
     *(
-        _job(name, f"Train with preset {preset} and evaluate.", *MODEL, config=dg.RunConfig(ops={"candidate_model": TrainConfig(preset=preset)}), gpu=True)
+        _job(name, f"Train with preset {preset} and evaluate.", *MODEL, config=dg.RunConfig(ops=train_with(preset)), gpu=True)
         for name, preset in PRESETS.items()
     ),
     _job("readiness_job", "Is the candidate fit to serve?", *READINESS, gpu=True),
     _job("promote_job", "Promote the candidate, if every gate is green, and let it listen to the reference songs.", *RELEASE),
-    _job("demo_job", "Everything after ingest, from the merge to transcriptions.", *MANIFEST, *MODEL, *READINESS, *RELEASE, gpu=True),
+    _job(
+        "demo_job",
+        "Everything after ingest, from the merge to transcriptions.",
+        *(*MANIFEST, *MODEL, *READINESS, *RELEASE),
+        config=dg.RunConfig(ops=train_with("demo")),
+        gpu=True,
+    ),
 ]

@@ -40,7 +40,7 @@ def describe(settings: Settings, report: Report) -> dict[str, Any]:
             found["chart_full"] = dg.MetadataValue.md(full_chart(*bars))
     for key, value in report.facts.items():
         if value not in (None, "", {}, []):
-            found[key] = escape(value) if isinstance(value, str) else value if is_number(value) else dg.MetadataValue.json(value)
+            found[key] = dg.MetadataValue.json(value) if isinstance(value, (list, tuple, dict)) else value if is_number(value) else _cell(value)
     if report.outputs:
         found["path"] = dg.MetadataValue.path(str(settings.layout.root / report.outputs[0].path))
         files = [(a.role, a.path, shown(a.rows), a.sha256[:12]) for a in report.outputs[:MAX_TABLE_ROWS]]

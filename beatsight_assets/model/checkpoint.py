@@ -260,7 +260,7 @@ def prune_states(where: Store, run_dir: Path, keep_every: int, best_epoch: int |
     folders = sorted((run_dir / "checkpoints").glob("epoch-*"))
     for folder in folders[:-2]:
         epoch = int(folder.name.removeprefix("epoch-"))
-        if (keep_every and epoch % keep_every == 0) or epoch == best_epoch:
+        if (epoch + 1) % keep_every == 0 or epoch == best_epoch:
             continue
         where.remove(folder / "state.json")
         where.remove(folder)

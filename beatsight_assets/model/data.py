@@ -149,7 +149,7 @@ def load_recordings(
     index = pl.read_parquet(path).filter(pl.col("split").is_in(list(splits)))
     keys = ["source_set", "session_id"]
     events = read_events(settings.layout.annotated).join(index.select(keys), on=keys, how="semi")
-    group_of = {(s, i): g or i for s, i, g in events.select(*keys, group_field).unique(keys, keep="first", maintain_order=True).iter_rows()}
+    group_of = {(s, i): g or i for s, i, g in events.select(*keys, pl.col(group_field).alias("group")).unique(keys, keep="first", maintain_order=True).iter_rows()}
     by_session = {(str(s), str(i)): rows for (s, i), rows in hits_with_onsets(events).group_by(keys, maintain_order=True)}
     nothing = hits_with_onsets(events.clear())
     recordings = []

@@ -53,7 +53,7 @@ class Hyper(BaseModel):
     max_class_weight: float = Field(default=3.0, ge=1.5, le=3.0)
     augment: Literal["none", "light", "kits"] = "light"
     seed: int = 1337
-    stem: tuple[int, ...] = (8, 16, 32)
+    stem: tuple[int, ...] = (16, 24, 32)
     width: int = Field(default=64, ge=8)
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
     kernel: int = Field(default=3, ge=1)

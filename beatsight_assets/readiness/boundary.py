@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from beatsight_assets.audio import find_audio
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.events import read_events
 from beatsight_assets.readiness.rows import THRESHOLD, Decisions, asked_for, decide
@@ -249,16 +253,19 @@ def judge(figures: BoundaryFigures, limits: BoundaryLimits, *, inputs: Sequence[
 def run(settings: Settings, options: PackOptions = PackOptions(), *, progress: Progress = silent) -> Report:
     """Stage `boundary_pack`: publish reports/readiness/boundary_pack/labels.jsonl with the verdict of that name.
 
+    Only recordings whose audio is at hand are packed; the others are counted as `recordings_without_audio`.
+
     Raises
     ------
     ConfigError `bad-option`, `unknown-choice`
-    InputError `missing-input`, `bad-manifest`
+    InputError `missing-input`, `bad-manifest`, `path-escape`
     """
     options.checked()
     manifest, splits = settings.layout.annotated, settings.layout.splits
+    audible, n_silent = _audible(settings, manifest)
 
     def work() -> Outcome:
-        frame = read_events(manifest)
+        frame = read_events(manifest).join(audible, on=["source_set", "audio_path"], how="semi")
         table = pl.read_parquet(splits).select("group_id", "split").unique("group_id", keep="first", maintain_order=True)
         wanted = pl.col("split") == options.split if options.split else pl.col("split") != "train"
         rows, n_uncovered = make_pack(frame.join(table.filter(wanted), on="group_id", how="semi"), options)
@@ -269,12 +276,20 @@ def run(settings: Settings, options: PackOptions = PackOptions(), *, progress: P
         verdict = judge_pack(rows, options.edges, inputs, settings.profile)
         return Outcome(
             outputs=[("boundary_pack", target, rows.height)],
-            figures={**verdict.figures, "uncovered": n_uncovered},
+            figures={**verdict.figures, "uncovered": n_uncovered, "recordings_without_audio": n_silent},
             facts={"failures": verdict.failures},
             verdicts=[verdict],
         )
 
-    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(options).items()}
-    return run_stage(
-        settings, PACK_GATE, version=VERSION, options={**asked, "profile": settings.profile}, parents=[("manifest", manifest), ("splits", splits)], work=work
-    )
+    asked: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(options).items()}
+    asked |= {"profile": settings.profile, "audio": sha256(audible.write_csv().encode()).hexdigest()}
+    return run_stage(settings, PACK_GATE, version=VERSION, options=asked, parents=[("manifest", manifest), ("splits", splits)], work=work)
+
+
+def _audible(settings: Settings, manifest: Path) -> tuple[pl.DataFrame, int]:
+    """(`source_set`, `audio_path` of the recordings whose audio is at hand, sorted; how many are not)."""
+    named = read_events(manifest).select("source_set", "audio_path").drop_nulls().unique().sort("source_set", "audio_path")
+    present = [
+        source_set in settings.datasets and find_audio(settings.raw_roots(source_set), path) is not None for source_set, path in named.iter_rows()
+    ]
+    return named.filter(pl.Series(present, dtype=pl.Boolean)), len(present) - sum(present)

@@ -32,7 +32,7 @@ SESSIONS = 28  # takes before the planted ones: 16 train, 6 val, 6 test; about 7
 SECTIONS_PER_TAKE = 7
 KITS = {"train": 8, "val": 2, "test": 2}  # ruling 25: at least 6 for training, 2 that only the test split has
 MIN_HITS = 22  # of each gate component in val and in test; ruling 25 asks for 20
-FULL_MIX_EVERY = 4  # every fourth take has accompaniment
+FULL_MIX_EVERY = 3  # every third take has accompaniment
 TAIL_S = 1.2  # audio after the last hit
 OPENSET_PER_FAMILY = 10
 STYLES = tuple(grooves.STYLES)
@@ -139,7 +139,7 @@ def plan_rows(sessions: int, seed: int) -> list[Row]:
         styles = [STYLES[(first + i) % len(STYLES)] for i in range(n_takes)]
         takes = grooves.make_split(split, ids, styles, seed=seed, min_hits=MIN_HITS, n_sections=SECTIONS_PER_TAKE)
         rows += [
-            Row(take, f"{split}_kit{i % KITS[split] + 1}", take.take_id, split, "full_mix" if i % FULL_MIX_EVERY == 3 else "drum_only", take.take_id)
+            Row(take, f"{split}_kit{i % KITS[split] + 1}", take.take_id, split, "full_mix" if i % FULL_MIX_EVERY == 2 else "drum_only", take.take_id)
             for i, take in enumerate(takes)
         ]
     n = len(rows)

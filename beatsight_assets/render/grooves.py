@@ -43,6 +43,7 @@ TOGETHER_US = 15_000  # within this, two hands play at most two hits
 HANDS = 2
 CLOSED_CC4 = 90  # TD-11: pedal down; openness = 1 - cc4 / 90
 MIN_VELOCITY = 10
+GHOST = 0.3  # strokes softer than this are ghost notes
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Section:
     backbeat: str
     opener: str | None
     fill: bool
+    linear: bool  # the kick, ghost notes and the pedal stay out of the way of the other voices
 
 
 def make_split(split: str, take_ids: Sequence[str], styles: Sequence[str], *, seed: int, min_hits: int, n_sections: int) -> list[Take]:
@@ -133,7 +135,7 @@ def _deal_split(
         voices = [*need_leads, *(next(leads) for _ in range(n_sections - len(need_leads)))]
         backs = [*need_backbeats, *(next(backbeats) for _ in range(n_sections))][:n_sections]
         sections = [
-            Section("toms" if voices[j] in TOMS else voices[j], backs[k], next(openers), bool(rng.random() < 0.55))
+            Section("toms" if voices[j] in TOMS else voices[j], backs[k], next(openers), bool(rng.random() < 0.55), bool(rng.random() < 0.4))
             for j, k in zip(rng.permutation(n_sections), rng.permutation(n_sections), strict=True)
         ]
         takes.append(make_take(take_id, style, sections, seed=seed, odd_meter=i % 6 == 1, modulate=i % 6 == 2))
@@ -157,6 +159,11 @@ class _Score:
 
     def add(self, rank: int, at: float, label: str, velocity: float, shift_s: Seconds = 0.0) -> None:
         self.strokes.append((rank, at, label, velocity * self.loudness * float(self.rng.lognormal(0, 0.1)), shift_s))
+
+    def make_linear(self, start: float) -> None:
+        """From `start` on, drop kicks, ghost notes and pedal strokes that fall on a stroke of the hands."""
+        hands = {at for _, at, label, velocity, _ in self.strokes if label not in FEET and velocity > GHOST}
+        self.strokes = [s for s in self.strokes if s[1] < start or s[1] not in hands or (s[2] not in FEET and s[3] > GHOST)]
 
     def chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
@@ -215,6 +222,8 @@ def _write_section(score: _Score, how: Style, section: Section, start: float, ba
     _write_lead(score, how, section.lead, start, fill_from)
     _write_kick_and_backbeat(score, how, section.backbeat, start, fill_from)
     _write_colours(score, how, section, start, fill_from)
+    if section.linear:
+        score.make_linear(start)
     if section.fill:
         _write_fill(score, fill_from, end)
 

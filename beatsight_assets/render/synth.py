@@ -129,9 +129,9 @@ class Kit:
 
 
 LEVELS_DB = {  # peak level of velocity 1 in a balanced mix
-    "kick": 0, "snare": -1, "rimshot": 0, "cross_stick": -2, "hihat_closed": -5, "hihat_open": -4, "hihat_pedal": -3,
-    "hihat_foot_splash": -3, "ride_bow": -3, "ride_bell": -4, "ride_edge": -3, "crash": -1, "crash2": -1, "splash": -2,
-    "china": -2, "tom_high": -2, "tom_mid": -2, "tom_low": -1, "cowbell": -3, "tambourine": -9, "clap": -4, "shaker": -12,
+    "kick": 0, "snare": -1, "rimshot": 0, "cross_stick": 0, "hihat_closed": -1, "hihat_open": -3, "hihat_pedal": -3,
+    "hihat_foot_splash": -3, "ride_bow": -3, "ride_bell": -1, "ride_edge": -2, "crash": 0, "crash2": 0, "splash": 0,
+    "china": 0, "tom_high": -2, "tom_mid": -2, "tom_low": -1, "cowbell": -3, "tambourine": -9, "clap": -4, "shaker": -12,
     "aux_percussion": -5,
 }  # fmt: skip
 COMPONENTS = tuple(LEVELS_DB)
@@ -200,7 +200,7 @@ def _draw_drums(draw: _Draw) -> dict[str, Drum]:
     wood = draw.log(400, 560)
     drums["cross_stick"] = Drum(
         f0_hz=wood, ratios=(1.0, draw.flat(2.0, 2.7), draw.flat(3.4, 4.6), draw.flat(5.5, 7.0)),
-        gains=(draw.db(-6, 0), 1.0, draw.db(-7, -2), draw.db(-12, -6)), decay_s=draw.log(0.02, 0.035), glide=0.0, glide_s=0.01,
+        gains=(draw.db(-6, 0), 1.0, draw.db(-7, -2), draw.db(-12, -6)), decay_s=draw.log(0.035, 0.055), glide=0.0, glide_s=0.01,
         click=draw.db(-10, -3), click_hz=(1500, 6000), click_s=0.002, wires=draw.db(-30, -22), wires_hz=snare.wires_hz, wires_s=0.03,
     )  # fmt: skip
     ratios, gains = draw.membrane(0.07, 8)
@@ -258,7 +258,7 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
     plates: dict[str, Plate] = {}
 
     low, centre, width = draw.log(320, 480) * size, draw.log(6500, 9500), draw.flat(1.4, 1.9)
-    closed_s, open_s = draw.log(0.016, 0.032), draw.log(0.13, 0.22) * ring
+    closed_s, open_s = draw.log(0.02, 0.034), draw.log(0.15, 0.24) * ring
     click, click_hz = draw.db(-12, -4), (draw.log(3000, 5000), draw.log(9000, 15000))
     hat = Plate(*_modes(draw, 260, low, 16500, centre, width, 1.0, 0.12), click, click_hz, draw.log(0.0015, 0.004))
     plates["hihat_closed"] = plates["hihat_open"] = hat
@@ -287,10 +287,10 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
     large = _modes(draw, 340, draw.log(140, 190) * size, 13000, draw.log(1300, 1900) * size, 1.5, draw.log(0.32, 0.48) * ring, 0.4)
     gong = _tones(draw, draw.log(120, 170) * size, (1.0, 1.31, 1.77, 2.2), draw.flat(2.5, 4.5), 2, 0.5)
     plates["crash2"] = Plate(*_join(large, gong), draw.db(-10, -4), stick_hz, 0.003, bloom_s=draw.flat(0.008, 0.016))
-    small = _modes(draw, 220, draw.log(900, 1400) * size, 17500, draw.log(6500, 9500) * size, 1.5, draw.log(0.07, 0.12) * ring, 0.25)
+    small = _modes(draw, 220, draw.log(900, 1400) * size, 17500, draw.log(6500, 9500) * size, 1.5, draw.log(0.1, 0.15) * ring, 0.25)
     chime = _tones(draw, draw.log(1150, 1500) * size, (1.0, 1.34, 1.83, 2.4), draw.flat(6, 9), 1.5, 0.14)
     plates["splash"] = Plate(*_join(small, chime), draw.db(-14, -6), stick_hz, 0.002)
-    trash = _modes(draw, 280, draw.log(260, 360) * size, 12000, draw.log(2600, 3800) * size, 0.9, draw.log(0.12, 0.2) * ring, 0.2)
+    trash = _modes(draw, 280, draw.log(260, 360) * size, 12000, draw.log(2600, 3800) * size, 0.9, draw.log(0.15, 0.22) * ring, 0.2)
     growl = _tones(draw, draw.log(260, 380) * size, (1.0, 1.09, 1.52, 1.63, 2.3), draw.flat(4, 7), 1.5, 0.22)
     plates["china"] = Plate(*_join(trash, growl), draw.db(-16, -8), stick_hz, 0.003, rough=draw.flat(0.6, 0.85), rough_hz=draw.flat(45, 85))
 

@@ -66,6 +66,7 @@ class Source:
     suffixes: tuple[str, ...]  # which files must be accounted for
     official_split: str = ""
     chain: tuple[str, ...] = ("midi_import",)
+    companions: tuple[str, ...] = ()  # folders beside the root that are read too; a change there is a change of this dataset
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,9 @@ def ingest(settings: Settings, name: str, *, limit: int | None = None, progress:
             where="configs/datasets.yaml",
         )
     taxonomy = Taxonomy.load(settings)
+    module = source_module(config.module)
     options = {
-        "listing": listing_digest(root),
+        "listing": [listing_digest(r) for r in (root, *(root.parent / c for c in module.SOURCE.companions)) if r.is_dir()],
         "module": config.module,
         "options": config.options,
         "taxonomy": taxonomy.digest,

@@ -39,6 +39,7 @@ SOURCE = Source(
     suffixes=(".txt", ".beats", *AUDIO_SUFFIXES),
     official_split="MIREX 2017",
     chain=("audio_annotation",),
+    companions=("mdb_drums_pp",),
 )
 LABELS = {
     "KD": Voice("kick"),

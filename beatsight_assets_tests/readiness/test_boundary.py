@@ -82,11 +82,11 @@ def test_options_that_find_no_edge_are_refused(options: dict[str, object]) -> No
     assert caught.value.exit_code == 2
 
 
-def events(onsets_ms: list[float], labels: list[str] | None = None) -> pl.DataFrame:
+def events(onsets_ms: list[float], labels: list[str] | None = None, audio: str = "a.wav") -> pl.DataFrame:
     labels = labels or ["kick"] * len(onsets_ms)
     rows = [
         {
-            "event_id": f"e{i}", "session_id": "s", "source_set": "set", "group_id": f"g{i % 2}", "is_synthetic": True, "audio_path": "a.wav", "onset_time": t / 1000,
+            "event_id": f"e{i}", "session_id": "s", "source_set": "beatsight_demo", "group_id": f"g{i % 2}", "is_synthetic": True, "audio_path": audio, "onset_time": t / 1000,
             "components": [{"label": x}], "techniques": [], "mix_context": "drum_only", "negative_example": False, "extras": "{}",
         }
         for i, (t, x) in enumerate(zip(onsets_ms, labels, strict=True))
@@ -124,14 +124,20 @@ def test_an_empty_edge_fails_the_pack() -> None:
 
 
 def test_stage_takes_everything_that_is_not_train(settings: Settings) -> None:
-    """The pack of the stage holds rows of held-out groups only, and a second run is reused."""
-    settings.store.publish_frame(settings.layout.annotated, events([0, 0, 2030, 2030]))
+    """The pack of the stage holds held-out hits whose audio is at hand, and a second run is reused."""
+    settings.store.publish(settings.layout.raw("beatsight_demo") / "a.wav", b"RIFF")
+    silent = events([0, 0, 2030, 2030], audio="gone.wav").with_columns(event_id=pl.lit("silent"))
+    settings.store.publish_frame(settings.layout.annotated, pl.concat([events([0, 0, 2030, 2030]), silent]))
     settings.store.publish_frame(settings.layout.splits, pl.DataFrame({"group_id": ["g0", "g1"], "split": ["train", "test"]}))
     report = boundary.run(settings)
     rows = read_samples(settings.layout.root / report.output("boundary_pack").path)
     assert set(rows["group_id"]) == {"g1"}
+    assert "silent" not in set(rows["event_id"])
+    assert report.figures["recordings_without_audio"] == 1
     assert report.verdict("boundary_pack").passed  # type: ignore[union-attr]
     assert boundary.run(settings).reused
+    settings.store.publish(settings.layout.raw("beatsight_demo") / "gone.wav", b"RIFF")
+    assert not boundary.run(settings).reused
 
 
 def samples(rows: list[dict[str, object]]) -> pl.DataFrame:

@@ -30,6 +30,11 @@ def test_golden_brier_and_constant_cases() -> None:
     assert expected_calibration_error(np.full(10, 0.9), HALF) == pytest.approx(0.4)
 
 
+def test_the_last_bin_is_closed() -> None:
+    """p = 1.0 lies in the bin of 0.95, not in one of its own."""
+    assert expected_calibration_error(np.array([1.0, 0.95]), np.array([False, True])) == pytest.approx(0.475)
+
+
 def test_error_equals_a_slow_loop_over_bins(rng: np.random.Generator) -> None:
     """The vectorised sum equals the formula, bin by bin."""
     p, y = rng.random(500), rng.random(500) < 0.3

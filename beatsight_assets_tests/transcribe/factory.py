@@ -18,7 +18,7 @@ from beatsight_assets.taxonomy import Taxonomy
 
 RATE_HZ = 44_100
 TONES = {"kick": 60.0, "hihat_closed": 9_000.0}  # what stands for each drum in these songs
-BANDS = {"kick": range(0, 4), "hihat_closed": range(22, 25)}  # of the 27 that the pooled stem leaves
+BANDS = {"kick": range(4), "hihat_closed": range(22, 25)}  # of the 27 that the pooled stem leaves
 PROMOTED_AT = "2026-01-31T12:00:00+00:00"
 
 

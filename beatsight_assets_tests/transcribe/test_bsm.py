@@ -28,8 +28,8 @@ REQUIRED = (
 )
 HITS = (
     Hit(500, "kick", 0.5),
-    Hit(500_499, "hihat_closed", 0.25, 0.1),
-    Hit(500_500, "ride_bell", 1.0),
+    Hit(499_501, "hihat_closed", 0.25, 0.1),
+    Hit(500_499, "ride_bell", 1.0),
     Hit(750_000, "aux_percussion", None),
 )
 

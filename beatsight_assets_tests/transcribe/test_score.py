@@ -106,6 +106,12 @@ def test_a_hit_of_an_event_keeps_its_own_onset(tmp_path: Path) -> None:
     assert [(h.onset_us, h.label) for h in read_hits(tmp_path / "a.jsonl", TAXONOMY)] == [(500_000, "kick"), (508_000, "snare")]
 
 
+def test_aliases_in_events_become_components_and_keep_what_they_leave_open(tmp_path: Path) -> None:
+    """`hihat` in a manifest of another tool is a hat of unknown kind, not a closed one."""
+    (tmp_path / "a.jsonl").write_bytes(to_jsonl(frame([event(0.5, "hihat"), event(0.6, "ride")])))
+    assert read_hits(tmp_path / "a.jsonl", TAXONOMY) == [Hit(500_000, "hihat_closed", None, None, "unspecified"), Hit(600_000, "ride_bow")]
+
+
 def test_what_cannot_be_a_transcription_is_refused(tmp_path: Path) -> None:
     """Another suffix is exit 2; no file, and a manifest of several sessions, are exit 3."""
     (tmp_path / "two.jsonl").write_bytes(to_jsonl(frame([event(0.0, "kick", session="a"), event(0.0, "kick", session="b")])))

@@ -17,7 +17,7 @@ RELEASE_GATES = (*MANIFEST_GATES, "health_diff", "candidate_model", "evaluation"
 class TrainConfig(dg.Config):
     """Which preset of configs/presets a training uses."""
 
-    preset: str | None = Field(default=None, description="Name of a file in configs/presets, for example demo, warmup, baseline or long; empty: the profile's own.")
+    preset: str = Field(default="baseline", description="Name of a file in configs/presets: demo, warmup, baseline, long or your own.")
 
 
 class PromoteConfig(dg.Config):

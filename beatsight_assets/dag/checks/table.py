@@ -110,7 +110,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     *_rules(
         "recording_features",
-        "features",
+        "recording_features",
         feature_shape="Every array has the shape that its definition says.",
         features_finite="No value is NaN or infinite.",
         keyed_by_content="Every array is filed under the digests of its audio and its definition.",
