@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,39 @@ def test_damaged_yaml_is_read_or_refused(tmp_path: Path) -> None:
             assert error.code == "bad-config"
             n_refused += 1
     assert n_refused > 100
+
+
+BOMBS = """
+import resource, sys
+from pathlib import Path
+from beatsight_assets import store
+from beatsight_assets.errors import BeatSightError
+from beatsight_assets.safeyaml import read_yaml
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        store.read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except BeatSightError as error:
+        print(path.name, error.code)
+"""
+
+
+def test_bombs_are_refused_in_one_gibibyte(tmp_path: Path) -> None:
+    """S4: alias, depth, digit and size bombs, YAML and JSON, are refused by a process that may not have more than 1 GiB of addresses."""
+    bombs = {
+        "aliases.yaml": LAUGHS.encode(),
+        "deep.yaml": b"[" * 900_000,
+        "deep.json": b"[" * 50_000_000,
+        "digits.json": b"9" * 50_000_000,
+        "huge.json": None,
+        "huge.yaml": None,
+    }
+    for name, content in bombs.items():
+        (tmp_path / name).write_bytes(content or b"")
+        if content is None:
+            os.truncate(tmp_path / name, 10**12)
+    command = [sys.executable, "-c", BOMBS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split() for line in done.stdout.splitlines())
+    assert said == {name: {"huge.json": "resource-limit"}.get(name, "bad-metadata" if ".json" in name else "bad-config") for name in bombs}

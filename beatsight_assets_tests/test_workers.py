@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,8 @@ def environment(_: int) -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in THREAD_VARIABLES}
 
 
-def until(condition: object) -> bool:
+def until(condition: Callable[[], bool]) -> bool:
     """Poll a condition with a limit."""
-    assert callable(condition)
     start_s = clock.monotonic_s()
     while clock.monotonic_s() - start_s < LIMIT_S:
         if condition():
@@ -156,15 +156,21 @@ def test_children_die_with_the_parent() -> None:
     assert parent.pid not in children
     assert all(Path(f"/proc/{pid}").exists() for pid in children)
     parent.kill()
-    parent.communicate()
+    parent.wait()
+    parent.stdout.close()
 
-    def is_gone(pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-        except (FileNotFoundError, ProcessLookupError):
-            return True
+    def living() -> set[int]:
+        states = {}
+        for pid in children:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                states[pid] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return {pid for pid, state in states.items() if state not in "ZX"}
 
-    assert until(lambda: all(is_gone(pid) for pid in children)), f"{children} outlived their parent"
+    are_gone = until(lambda: not living())
+    orphans = living()
+    for pid in orphans:
+        os.kill(pid, signal.SIGKILL)
+    assert are_gone, f"{orphans} outlived their parent"
 
 
 def test_the_kinds_are_those_that_settings_accept() -> None:

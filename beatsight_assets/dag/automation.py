@@ -15,4 +15,6 @@ def when_inputs_change() -> dg.AutomationCondition:
         & ~dg.AutomationCondition.any_deps_in_progress()
         & ~dg.AutomationCondition.in_progress()
     )
-    return (reason.since_last_handled() & dg.AutomationCondition.all_deps_blocking_checks_passed() & calm).with_label("when_inputs_change")
+    return (reason.since_last_handled() & dg.AutomationCondition.all_deps_blocking_checks_passed() & calm).with_label(  # type: ignore[misc]
+        "when_inputs_change"
+    )

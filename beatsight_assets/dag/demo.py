@@ -5,12 +5,13 @@ Belongs here: the order of the three runs and what is said at the end. Does not 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from beatsight_assets import clock
+from beatsight_assets.dag import metadata
 from beatsight_assets.dag.assets.raw import RenderConfig
 from beatsight_assets.dag.build import build_defs
 from beatsight_assets.dag.checks.table import CHECKS
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 DATASET = "beatsight_demo"
 OWN_RUNS = {"beatsight/demo": "true"}  # tag of runs that only a demo process carries out
 QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}  # progress is shown instead; the UI has the full log
-MADE = tuple(dict.fromkeys(c.asset for c in CHECKS)) + ("predictions",)
+MADE = (*dict.fromkeys(c.asset for c in CHECKS), "predictions")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
     failures: list[str] = []
     warned: list[str] = []
     n_checks = 0
+    reused: set[str] = set()
     with open_instance(settings) as instance, _alone(settings, instance), progress_to(progress):
         for job, partition, config in runs:
             result = defs.resolve_job_def(job).execute_in_process(
@@ -85,11 +87,15 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
                 if not found.passed:
                     target = failures if found.blocking else warned
                     target.append(f"{found.asset_key.to_user_string()}/{found.check_name}: {found.description}")
+            for event in result.get_asset_materialization_events():
+                said = event.materialization.metadata.get("made")
+                if said is not None and said.value != metadata.MADE_NOW:
+                    reused.add(event.materialization.asset_key.to_user_string())
             failures += _step_failures(result)
             if not result.success:
                 break
     reports = {name: read_receipt(settings, name, DATASET if name in ("rendered_audio", "events") else None) for name in MADE}
-    made = {name: report for name, report in reports.items() if report is not None}
+    made = {name: replace(report, reused=name in reused) for name, report in reports.items() if report is not None}
     return DemoSummary(made, tuple(failures), tuple(warned), n_checks, clock.monotonic_s() - started)
 
 

@@ -50,7 +50,7 @@ def with_weights(settings: Settings, result: dg.MaterializeResult) -> dg.Materia
     """
     report = store.read_json(settings.layout.report("sampling", "annotated_weights.json"))
     low, high = (float(report["parameters"][k]) for k in ("min_weight", "max_weight"))
-    verdict = weights_type(low, high).type_check(None, weights_frame(report))
+    verdict = weights_type(low, high).type_check(None, weights_frame(report))  # type: ignore[arg-type]
     if not verdict.success:
         raise dg.Failure(f"the weights frame breaks its type: {verdict.description}", allow_retries=False)
     bounds = {"group": ["occurs once"], "events": [">= 1"], "weight": [f"{low:g} to {high:g}"]}

@@ -7,7 +7,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import dagster as dg
 
@@ -20,6 +20,7 @@ MAX_BARS = 24  # 18 bytes of path each: the SVG stays below 600 bytes, its data 
 MAX_TABLE_ROWS = 48
 EVENT_TABLES = ("events", "merged_manifest", "annotated_manifest")
 INK = "#3d6fd6"
+MADE_NOW, REUSED = "in this run", "reused: nothing it rests on has changed"
 
 
 def result(settings: Settings, report: Report) -> dg.MaterializeResult:
@@ -52,7 +53,7 @@ def describe(settings: Settings, report: Report) -> dict[str, Any]:
         found["dagster/column_schema"] = event_columns()
     found["digest"] = report.digest
     found["parents"] = dg.MetadataValue.json({f"{n}:{a.role}": {"path": a.path, "sha256": a.sha256} for n, a in enumerate(report.parents)})
-    found["made"] = "reused: nothing it rests on has changed" if report.reused else "in this run"
+    found["made"] = REUSED if report.reused else MADE_NOW
     return found
 
 
@@ -69,7 +70,7 @@ def event_columns() -> dg.TableSchema:
     return dg.TableSchema([column(name) for name in EVENT_SCHEMA])
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """A number that can be plotted."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

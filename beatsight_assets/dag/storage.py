@@ -22,7 +22,7 @@ class EnvSwitchedStorage(DagsterSqliteStorage):
         return {}
 
     @classmethod
-    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> DagsterStorage:
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> DagsterStorage:  # type: ignore[override, type-arg]
         url = dg.EnvVar(POSTGRES_URL).get_value()
         if not url:
             return cls(str(sqlite_home()), inst_data=inst_data)
@@ -30,7 +30,7 @@ class EnvSwitchedStorage(DagsterSqliteStorage):
             from dagster_postgres import DagsterPostgresStorage
         except ModuleNotFoundError as error:
             raise ConfigError.missing_extra("dagster-postgres", "pip install dagster-postgres psycopg2-binary") from error
-        storage: DagsterStorage = DagsterPostgresStorage(url, should_autocreate_tables=True, inst_data=inst_data)
+        storage: DagsterStorage[Any] = DagsterPostgresStorage(url, should_autocreate_tables=True, inst_data=inst_data)
         return storage
 
 

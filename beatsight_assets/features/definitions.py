@@ -103,16 +103,56 @@ class FrameDefinition:
         float32 [shape=(n_frames(n_samples), n_bands)], >= 0, every value exactly representable in float16. The value of a frame depends only
         on the `window_samples` around its centre.
         """
-        from scipy.fft import rfft
+        n = self.n_frames(len(samples))
+        padded = self._padded(samples, n)
+        return self._transform(np.lib.stride_tricks.sliding_window_view(padded, self.window_samples)[:: self.hop_samples][:n])
 
-        n, half, first = self.n_frames(len(samples)), self.window_samples // 2, int(self.corners[0])
-        used = slice(first, int(self.corners[-1]))
-        window = (np.hanning(self.window_samples + 1)[:-1] * (2.0 / half)).astype(np.float32)  # a full-scale sine peaks at 1
+    def compute_cuts(self, samples: NDArray[np.float32], every_frames: int, offset_samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What frames next to a cut look like when the recording ends or begins there: how windows of a stream differ from whole recordings.
+
+        Parameters
+        ----------
+        samples : float32 [shape=(n_samples,)]
+        every_frames : a cut at every so many frames, n_cuts = n_frames // every_frames + 1
+        offset_samples : int [shape=(n_cuts,)], 0 .. hop - 1: how much earlier than at its frame the recording ends
+
+        Returns
+        -------
+        float32 [shape=(n_cuts, 6, n_bands)]: the last three frames before a cut with silence behind it, then the first three from the cut on
+        with silence before it. No other frame's window reaches across.
+        """
+        n, half, hop = self.n_frames(len(samples)), self.window_samples // 2, self.hop_samples
+        n_cuts = n // every_frames + 1
+        padded = self._padded(samples, n + 4)
+        views = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.zeros(3 * hop, dtype=np.float32), padded]), self.window_samples)[::hop]
+        cut = np.arange(n_cuts) * every_frames
+        place = np.arange(self.window_samples)
+        parts = []
+        for step in (-3, -2, -1, 0, 1, 2):
+            frames = views[cut + step + 3].copy()
+            at = half - step * hop  # where in its window the cut lies
+            if step < 0:
+                frames[place >= at - offset_samples[:, None]] = 0.0
+            else:
+                frames[:, :at] = 0.0
+            parts.append(self._transform(frames))
+        return np.stack(parts, axis=1)
+
+    def _padded(self, samples: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+        """The samples with silence around them, so that `n` frames have whole windows."""
+        half = self.window_samples // 2
         padded = np.zeros(max(n - 1, 0) * self.hop_samples + self.window_samples, dtype=np.float32)
         padded[half : half + len(samples)] = samples[: len(padded) - half]
-        frames = np.lib.stride_tricks.sliding_window_view(padded, self.window_samples)[:: self.hop_samples]
-        out = np.empty((n, self.n_bands), dtype=np.float32)
-        for start in range(0, n, BLOCK_FRAMES):
+        return padded
+
+    def _transform(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values of frames of samples [shape=(n, window_samples)]."""
+        from scipy.fft import rfft
+
+        used = slice(int(self.corners[0]), int(self.corners[-1]))
+        window = (np.hanning(self.window_samples + 1)[:-1] * (4.0 / self.window_samples)).astype(np.float32)  # a full-scale sine peaks at 1
+        out = np.empty((len(frames), self.n_bands), dtype=np.float32)
+        for start in range(0, len(frames), BLOCK_FRAMES):
             block = frames[start : start + BLOCK_FRAMES] * window
             out[start : start + BLOCK_FRAMES] = np.abs(rfft(block, axis=1, overwrite_x=True)[:, used]) @ self.filterbank
         out *= np.float32(self.gain)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from beatsight_assets.audio import find_audio, read_mono
 from beatsight_assets.errors import GateFailed, InputError
 from beatsight_assets.events import read_events
 from beatsight_assets.features.cache import index_path, read_features
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 TARGET_SHAPE = ((-1, 0.4), (0, 1.0), (1, 0.6))  # frames around the onset -> target (design/model_plan.md, recipe)
+CUT_FRAMES = 8  # windows start and end on this grid, so that the frames next to their cuts can be computed beforehand
 MASK_FRAMES = 5  # an instant about which a class is unknown silences that class for 50 ms on both sides, the matching tolerance
 
 
@@ -59,6 +61,7 @@ class Recording:
     audio_sha256: str
     features: NDArray[np.float16]  # [shape=(n_frames, n_bands)]
     truth: Truth
+    cuts: NDArray[np.float16] | None = None  # frames next to a cut every CUT_FRAMES [shape=(n_cuts, 6, n_bands)], see `compute_cuts`
 
     @property
     def n_frames(self) -> int:
@@ -78,6 +81,8 @@ class Frames:
     start: NDArray[np.int64]  # [shape=(n_recordings,)] first frame of each recording
     length: NDArray[np.int64]  # [shape=(n_recordings,)]
     group: tuple[str, ...]  # sampling group of each recording
+    cuts: NDArray[np.float16] | None = None  # of all recordings end to end [shape=(n_cuts, 6, n_bands)]; None when no window is cut
+    first_cut: NDArray[np.int64] | None = None  # [shape=(n_recordings,)]
 
 
 def truth_of(hits: pl.DataFrame, view: View, taxonomy: Taxonomy, coverage: Sequence[str] | None) -> Truth:
@@ -106,7 +111,7 @@ def truth_of(hits: pl.DataFrame, view: View, taxonomy: Taxonomy, coverage: Seque
         return np.array([np.nan if v is None else v for v in values], dtype=np.float32)
 
     return Truth(
-        onset_s=np.array([k[0] for k in kept], dtype=np.float64),
+        onset_s=np.round(np.array([k[0] for k in kept], dtype=np.float64) * 1e6) / 1e6,
         class_index=np.array([k[1] for k in kept], dtype=np.int64),
         velocity=numbers([k[2] for k in kept]),
         openness=numbers([k[3] for k in kept]),
@@ -133,11 +138,18 @@ def hits_with_onsets(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def load_recordings(
-    settings: Settings, feature: FrameDefinition, view: View, taxonomy: Taxonomy, splits: Sequence[str], *, group_field: str = "group_id"
+    settings: Settings,
+    feature: FrameDefinition,
+    view: View,
+    taxonomy: Taxonomy,
+    splits: Sequence[str],
+    *,
+    group_field: str = "group_id",
+    cut_splits: Sequence[str] = (),
 ) -> list[Recording]:
     """Recordings of some splits with features and truth, in the order of the feature index.
 
-    `group_field` is the event column that the sampling weights group by.
+    `group_field` is the event column that the sampling weights group by. Recordings of `cut_splits` get `cuts`, for which their audio is read.
 
     Raises
     ------
@@ -170,9 +182,20 @@ def load_recordings(
                 audio_sha256=row["audio_sha256"],
                 features=read_features(array),
                 truth=truth_of(by_session.get(key, nothing), view, taxonomy, row["coverage"]),
+                cuts=_cuts(settings, feature, row) if row["split"] in cut_splits else None,
             )
         )
     return recordings
+
+
+def _cuts(settings: Settings, feature: FrameDefinition, row: Mapping[str, Any]) -> NDArray[np.float16]:
+    path = find_audio(settings.raw_roots(row["source_set"]), row["audio_path"])
+    if path is None or settings.store.sha256(path) != row["audio_sha256"]:
+        raise InputError("audio is not that of the feature index. Run: beatsight features warm", code="bad-features", where=row["audio_path"])
+    samples = read_mono(path, feature.rate_hz).samples
+    n_cuts = feature.n_frames(len(samples)) // CUT_FRAMES + 1
+    offsets = rng_for(0, "cuts", row["audio_sha256"]).integers(0, feature.hop_samples, n_cuts)
+    return feature.compute_cuts(samples, CUT_FRAMES, offsets).astype(np.float16)
 
 
 def frame_targets(
@@ -208,6 +231,8 @@ def lay_frames(recordings: Sequence[Recording], n_classes: int, frames_per_s: fl
         raise GateFailed("no recording of split train has features. Run the features stage, and check the splits", code="nothing-to-train")
     targets = [frame_targets(r.truth, r.n_frames, n_classes, frames_per_s) for r in recordings]
     length = np.array([r.n_frames for r in recordings], dtype=np.int64)
+    cuts = [r.cuts for r in recordings if r.cuts is not None]
+    has_cuts = len(cuts) == len(recordings)
     return Frames(
         features=np.concatenate([r.features for r in recordings]),
         onset=np.concatenate([t[0] for t in targets]),
@@ -217,6 +242,8 @@ def lay_frames(recordings: Sequence[Recording], n_classes: int, frames_per_s: fl
         start=np.concatenate([[0], np.cumsum(length)[:-1]]),
         length=length,
         group=tuple(r.sampling_group for r in recordings),
+        cuts=np.concatenate(cuts) if has_cuts else None,
+        first_cut=np.concatenate([[0], np.cumsum([len(c) for c in cuts])[:-1]]).astype(np.int64) if has_cuts else None,
     )
 
 
@@ -226,7 +253,7 @@ def draw_windows(
     """Recording and first frame of each window of one epoch, int64 [shape=(n_windows, 2)].
 
     A recording that holds n windows stands for n clips; clips are drawn by `sampling` with probability w(group) / sum of w, with
-    replacement (`spec/gates.md` section 11). A window starts anywhere in its recording.
+    replacement (`spec/gates.md` section 11). A window starts anywhere in its recording, on the grid of `CUT_FRAMES`.
 
     Raises
     ------
@@ -238,7 +265,7 @@ def draw_windows(
     recording = slots[drawn]
     room = np.maximum(frames.length[recording] - window_frames, 0) + 1
     place = rng_for(seed, "windows", str(epoch)).random(n_windows)
-    return np.stack([recording, (place * room).astype(np.int64)], axis=1)
+    return np.stack([recording, (place * room).astype(np.int64) // CUT_FRAMES * CUT_FRAMES], axis=1)
 
 
 def cut_rows(frames: Frames, windows: NDArray[np.int64], window_frames: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -246,6 +273,16 @@ def cut_rows(frames: Frames, windows: NDArray[np.int64], window_frames: int) -> 
     at = windows[:, 1:] + np.arange(window_frames)
     inside = at < frames.length[windows[:, 0], None]
     return np.where(inside, frames.start[windows[:, 0], None] + at, 0), inside
+
+
+def cut_places(frames: Frames, windows: NDArray[np.int64], window_frames: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """(cut before, cut after, whether the recording reaches the cut after) of each window, as rows of `Frames.cuts`."""
+    if frames.first_cut is None:
+        raise ValueError("these frames have no cuts")
+    recording, start = windows[:, 0], windows[:, 1]
+    before = frames.first_cut[recording] + start // CUT_FRAMES
+    reaches = start + window_frames <= frames.length[recording]
+    return before, np.where(reaches, before + window_frames // CUT_FRAMES, before), reaches
 
 
 @dataclass(frozen=True)
@@ -261,10 +298,11 @@ class Augmentation:
     mix_share: float = 0.25  # of the windows get another window of the batch on top
     mix_db: float = -6.0  # the other window is between this and 0 dB
     detune_semitones: float = 0.0  # the whole kit tuned up or down by at most this
+    cut_share: float = 0.5  # of the windows are heard as a stream is: silence before and after them
 
 
 LIGHT = Augmentation()
-NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, float("inf"), 0, 0, 0.0, 0.0, 0.0)
+NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, float("inf"), 0, 0, 0.0, 0.0, 0.0, 0.0)
 KITS = Augmentation(tilt_db=10.0, eq_db=5.0, detune_semitones=1.5)  # few kits to learn from: vary the kit itself
 AUGMENTATIONS = {"light": LIGHT, "kits": KITS, "none": NO_AUGMENTATION}
 
@@ -279,6 +317,7 @@ class StepPlan:
     partner: NDArray[np.int64]  # [shape=(batch,)]
     keep_band: NDArray[np.float32]  # 0 or 1 [shape=(batch, n_bands)]
     keep_frame: NDArray[np.float32]  # 0 or 1 [shape=(batch, n_frames)]
+    is_cut: NDArray[np.bool_]  # [shape=(batch,)]
     source_band: NDArray[np.float32] | None  # where each band is read from, in bands [shape=(batch, n_bands)]; None = where it is
 
 
@@ -307,6 +346,7 @@ def plan_step(augmentation: Augmentation, batch: int, n_frames: int, centres_hz:
         partner=partner,
         keep_band=keep_band.astype(as_f32),
         keep_frame=keep_frame.astype(as_f32),
+        is_cut=rng.random(batch) < a.cut_share,
         source_band=None if source is None else source.astype(as_f32),
     )
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from beatsight_assets.features.definitions import FrameDefinition
 from beatsight_assets.model import decode
 from beatsight_assets.model.checkpoint import Model
-from beatsight_assets.model.data import AUGMENTATIONS, Frames, Recording, augment, cut_rows, draw_windows, plan_step
+from beatsight_assets.model.data import AUGMENTATIONS, CUT_FRAMES, Frames, Recording, augment, cut_places, cut_rows, draw_windows, plan_step
 from beatsight_assets.model.network import NetworkConfig, apply_network, build_network
 from beatsight_assets.model.scoring import choose_threshold, judge_recording
 from beatsight_assets.sampling import realised_shares
@@ -43,7 +43,7 @@ class Hyper(BaseModel):
     feature: str = "frames/1"
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=16, ge=2)
-    window_frames: int = Field(default=256, ge=32)
+    window_frames: int = Field(default=256, ge=32, multiple_of=CUT_FRAMES)
     max_audio_s_per_epoch: float = Field(gt=0.0)  # ruling 33: the cap that keeps CPU runs in their budget
     learning_rate: float = Field(gt=0.0)
     min_learning_rate: float = Field(default=1e-5, gt=0.0)
@@ -108,6 +108,7 @@ class Feed:
         self.tensors = [
             torch.from_numpy(a).to(self.device) for a in (frames.features, frames.onset, frames.judged, frames.velocity, frames.openness)
         ]
+        self.cuts = None if frames.cuts is None else torch.from_numpy(frames.cuts).to(self.device)
 
     def batch(self, windows: NDArray[np.int64], hyper: Hyper, step: int) -> Batch:
         """Windows [shape=(batch, 2)] as tensors, varied and mixed by the keyed plan of this step."""
@@ -121,6 +122,11 @@ class Feed:
         velocity = torch.where(real[..., None], velocity.float(), torch.nan)
         openness = torch.where(real, openness.float(), torch.nan)
         plan = plan_step(AUGMENTATIONS[hyper.augment], len(features), hyper.window_frames, self.centres_hz, seed=hyper.seed, step=step)
+        if self.cuts is not None and plan.is_cut.any():
+            before, after, reaches = cut_places(self.frames, windows, hyper.window_frames)
+            leading, trailing = np.flatnonzero(plan.is_cut), np.flatnonzero(plan.is_cut & reaches)
+            features[leading, :3] = self.cuts[before[leading], 3:].float()
+            features[trailing, -3:] = self.cuts[after[trailing], :3].float()
         features = augment(features, plan)
         partner = torch.from_numpy(plan.partner).to(self.device)
         mixed = torch.from_numpy(plan.mix > 0).to(self.device)[:, None, None]

@@ -28,7 +28,7 @@ from beatsight_assets.errors import ConfigError, GateFailed
 from beatsight_assets.features.cache import index_path
 from beatsight_assets.features.definitions import FrameDefinition, definition
 from beatsight_assets.model import checkpoint, learn
-from beatsight_assets.model.data import Recording, frame_targets, lay_frames, load_recordings
+from beatsight_assets.model.data import AUGMENTATIONS, Recording, frame_targets, lay_frames, load_recordings
 from beatsight_assets.model.decode import LOWEST_SCORE, SCORE_REACH_MS, scores_around, transcribe_features
 from beatsight_assets.model.learn import Hyper
 from beatsight_assets.model.network import apply_network, count_parameters
@@ -208,7 +208,8 @@ def _train(settings: Settings, plan: _Plan, options: TrainOptions, run_dir: Path
     import torch
 
     hyper, where = plan.hyper, settings.store
-    recordings = load_recordings(settings, plan.feature, plan.view, plan.taxonomy, ("train", "val"), group_field=plan.group_field)
+    cut_splits = ("train",) if AUGMENTATIONS[hyper.augment].cut_share > 0 else ()
+    recordings = load_recordings(settings, plan.feature, plan.view, plan.taxonomy, ("train", "val"), group_field=plan.group_field, cut_splits=cut_splits)
     train = [r for r in recordings if r.split == "train"]
     val = [r for r in recordings if r.split == "val"]
     if not val:

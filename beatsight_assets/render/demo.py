@@ -72,9 +72,15 @@ class DemoSummary:
 
 
 def write_demo(
-    root_raw: Path, *, store: Store, seed: int = 7, sessions: int = SESSIONS, n_workers: int = 2, progress: Callable[[str], None] = lambda _: None
+    root_raw: Path,
+    *,
+    store: Store,
+    seed: int = 7,
+    sessions: int = SESSIONS,
+    n_workers: int = 2,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> DemoSummary:
-    """Make the demo set below `root_raw / "beatsight_demo"`; files that are there with equal content are left alone.
+    """Make the demo set below `root_raw / "beatsight_demo"`; files that are there with equal content are left alone, takes of an earlier, larger demo go.
 
     Raises
     ------
@@ -112,6 +118,9 @@ def write_demo(
         put(f"openset/{name}.wav", synth.to_wav_bytes(distractors.make(family, seed, f"openset/{name}")))
     put("openset.csv", to_csv(("id", "is_known", "family", "file"), ((n, "false", f, f"openset/{n}.wav") for n, f in strangers)))
     put("takes.csv", _takes_csv(rows, durations))
+    for stale in sorted({*root.glob("midi/t*.mid"), *root.glob("audio/t*.wav")}):
+        if stale.stem not in durations:
+            store.remove(stale)
     return DemoSummary(
         n_takes=len(rows),
         minutes=sum(durations.values()) / 60,
@@ -139,7 +148,14 @@ def plan_rows(sessions: int, seed: int) -> list[Row]:
         styles = [STYLES[(first + i) % len(STYLES)] for i in range(n_takes)]
         takes = grooves.make_split(split, ids, styles, seed=seed, min_hits=MIN_HITS, n_sections=SECTIONS_PER_TAKE)
         rows += [
-            Row(take, f"{split}_kit{i % KITS[split] + 1}", take.take_id, split, "full_mix" if i % FULL_MIX_EVERY == 2 else "drum_only", take.take_id)
+            Row(
+                take,
+                f"{split}_kit{i % KITS[split] + 1}",
+                take.take_id,
+                split,
+                "full_mix" if i % FULL_MIX_EVERY == 2 else "drum_only",
+                take.take_id,
+            )
             for i, take in enumerate(takes)
         ]
     n = len(rows)
@@ -170,10 +186,18 @@ def _make_take_files(row: Row, kit: synth.Kit, seed: int) -> tuple[bytes, bytes]
     played = read_performance(take.take_id, midi_bytes)
     bed = None
     if row.mix_context == "full_mix":
-        peak = float(rng_for(seed, "bed-level", take.take_id).uniform(0.08, 0.25))
+        peak = float(rng_for(seed, "bed-level", take.take_id).uniform(0.06, 0.2))
         bed = distractors.make_bed(seed, take.take_id, int(played.onsets_us[-1]) / 1e6 + 1.0, peak=peak)
     audio = synth.render(
-        kit, played.onsets_us, played.labels, played.velocities, played.openness, seed=seed, take_id=take.take_id, tail_s=TAIL_S, accompaniment=bed
+        kit,
+        played.onsets_us,
+        played.labels,
+        played.velocities,
+        played.openness,
+        seed=seed,
+        take_id=take.take_id,
+        tail_s=TAIL_S,
+        accompaniment=bed,
     )
     if row.damaged:
         midi_bytes = _cut_inside_event(midi_bytes)
@@ -185,7 +209,11 @@ def read_performance(take_id: str, midi_bytes: bytes) -> synth.Performance:
     notes = midi.read_midi(midi_bytes).notes
     openness = np.where(notes.cc4 < 0, np.nan, np.clip(1 - notes.cc4 / grooves.CLOSED_CC4, 0, 1))
     return synth.Performance(
-        take_id, notes.onset_us, [LABELS[int(n)] for n in notes.note], (notes.velocity / 127).astype(np.float32), openness.astype(np.float32)
+        take_id,
+        notes.onset_us,
+        [LABELS[int(n)] for n in notes.note],
+        (notes.velocity / 127).astype(np.float32),
+        openness.astype(np.float32),
     )
 
 

@@ -114,5 +114,11 @@ def _noise(rng: np.random.Generator, t: F64, rate_hz: int) -> F64:
     return _band(rng, t.size, rate_hz, low, low * rng.uniform(1.5, 4)) * _swell(rng, t, rng.uniform(0.1, 0.3))
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, F64, int], F64]] = {"click": _click, "tone": _tone, "bass": _bass, "voice": _voice, "noise": _noise}
+_MAKERS: dict[str, Callable[[np.random.Generator, F64, int], F64]] = {
+    "click": _click,
+    "tone": _tone,
+    "bass": _bass,
+    "voice": _voice,
+    "noise": _noise,
+}
 FAMILIES = tuple(_MAKERS)

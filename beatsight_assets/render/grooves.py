@@ -135,7 +135,9 @@ def _deal_split(
         voices = [*need_leads, *(next(leads) for _ in range(n_sections - len(need_leads)))]
         backs = [*need_backbeats, *(next(backbeats) for _ in range(n_sections))][:n_sections]
         sections = [
-            Section("toms" if voices[j] in TOMS else voices[j], backs[k], next(openers), bool(rng.random() < 0.55), bool(rng.random() < 0.4))
+            Section(
+                "toms" if voices[j] in TOMS else voices[j], backs[k], next(openers), bool(rng.random() < 0.55), bool(rng.random() < 0.4)
+            )
             for j, k in zip(rng.permutation(n_sections), rng.permutation(n_sections), strict=True)
         ]
         takes.append(make_take(take_id, style, sections, seed=seed, odd_meter=i % 6 == 1, modulate=i % 6 == 2))
@@ -173,7 +175,14 @@ class _Score:
 
 
 def make_take(
-    take_id: str, style: str, sections: Sequence[Section], *, seed: int, section_s: Seconds = 1.8, odd_meter: bool = False, modulate: bool = False
+    take_id: str,
+    style: str,
+    sections: Sequence[Section],
+    *,
+    seed: int,
+    section_s: Seconds = 1.8,
+    odd_meter: bool = False,
+    modulate: bool = False,
 ) -> Take:
     """Write a take; equal arguments give equal takes.
 
@@ -229,11 +238,16 @@ def _write_section(score: _Score, how: Style, section: Section, start: float, ba
 
 
 def _write_lead(score: _Score, how: Style, lead: str, start: float, end: float) -> None:
-    step = how.step if lead in ("hihat_closed", "ride_bow", "toms") else float(score.rng.choice((1.0,) if lead == "hihat_pedal" else (0.5, 0.5, 1.0)))
+    step = (
+        how.step
+        if lead in ("hihat_closed", "ride_bow", "toms")
+        else float(score.rng.choice((1.0,) if lead == "hihat_pedal" else (0.5, 0.5, 1.0)))
+    )
     keep = float(score.rng.uniform(0.75, 1.0))
     tom = score.rng.permutation(3)
     bark = lead == "hihat_closed"
-    at, i, opened = start, 0, False
+    offbeat = 0.5 if lead in FEET and score.chance(0.6) else 0.0
+    at, i, opened = start + offbeat, 0, False
     while at < end - 1e-6:
         late = how.swing * step if i % 2 else 0.0
         strong = (at - start) % 1.0 < 1e-6
@@ -291,12 +305,13 @@ def _stroke(score: _Score, at: float, label: str, velocity: float) -> None:
 def _write_colours(score: _Score, how: Style, section: Section, start: float, end: float) -> None:
     """Ghost notes, feet, accents anywhere, a cowbell."""
     pedal = section.lead not in HATS and score.chance(0.5)
+    pedal_beat = 0.5 if score.chance(0.4) else 1.0
     cowbell = score.chance(how.cowbell)
     for i in range(round((end - start) * 4)):
         at = start + i * 0.25
         if section.backbeat != "cross_stick" and score.chance(how.ghosts * 0.5):
             score.add(4, at, "snare", 0.22)
-        if pedal and (at - start) % 2.0 == 1.0:
+        if pedal and (at - start) % (2.0 * pedal_beat) == pedal_beat:
             score.add(3, at, "hihat_foot_splash" if score.chance(0.25) else "hihat_pedal", 0.6)
         if i % 2 == 0 and score.chance(0.035):
             score.add(1, at, score.pick(*CYMBALS, "ride_edge", "ride_bell", "splash"), 0.82)

@@ -26,7 +26,7 @@ F64 = NDArray[np.float64]
 HATS = ("hihat_closed", "hihat_open", "hihat_pedal", "hihat_foot_splash")
 OPENNESS_UNKNOWN = {"hihat_closed": 0.05, "hihat_open": 0.75}  # what a hat sounds like when nobody said how open it is
 PEAK_DBFS = -1.0  # loudest a rendered sample gets
-PEAK_SPREAD_DB = 5.0  # takes peak between -6 and -1 dBFS, so that level says nothing about the take
+PEAK_SPREAD_DB = 4.0  # takes peak between -5 and -1 dBFS, so that level says nothing about the take
 N_LAYERS = 4  # brightness layers of velocity; loudness itself is continuous
 N_VARIATIONS = 3  # different strokes per layer, like round robins of a sampler
 OPENNESS_STEPS = 5  # layers of the hat between closed (0) and open (5)
@@ -83,7 +83,7 @@ class Bus:
     low_db: Decibels  # shelf below 120 Hz
     mid_db: Decibels  # bell at mid_hz
     mid_hz: float
-    tilt_db: Decibels  # at 16 kHz, falling from 1 kHz; 0..-12, real drum stems are far darker than close mics
+    tilt_db: Decibels  # at 16 kHz, falling from 1 kHz; 0..-10, real drum stems are far darker than close mics
     room: float  # reverberant energy over direct energy
     room_s: Seconds  # time to -60 dB
     predelay_s: Seconds
@@ -121,16 +121,16 @@ class Kit:
             plates=plates,
             hat_closed_s=hat_closed_s,
             hat_open_s=hat_open_s,
-            levels={name: 10 ** (db / 20) * draw.db(-2.5, 2.5) for name, db in LEVELS_DB.items()},
-            dynamics_db=draw.flat(14, 20),
+            levels={name: 10 ** (db / 20) * draw.db(-2, 2) for name, db in LEVELS_DB.items()},
+            dynamics_db=draw.flat(11, 17),
             brightness=draw.flat(0.4, 0.9),
             bus=_draw_bus(_Draw(seed, kit_id, "bus")),
         )
 
 
 LEVELS_DB = {  # peak level of velocity 1 in a balanced mix
-    "kick": 0, "snare": -1, "rimshot": 0, "cross_stick": 0, "hihat_closed": -1, "hihat_open": -3, "hihat_pedal": -3,
-    "hihat_foot_splash": -3, "ride_bow": -3, "ride_bell": -1, "ride_edge": -2, "crash": 0, "crash2": 0, "splash": 0,
+    "kick": 0, "snare": -1, "rimshot": 0, "cross_stick": 0, "hihat_closed": -1, "hihat_open": -1, "hihat_pedal": 0,
+    "hihat_foot_splash": -2, "ride_bow": -2, "ride_bell": 0, "ride_edge": -2, "crash": 0, "crash2": 0, "splash": 0,
     "china": 0, "tom_high": -2, "tom_mid": -2, "tom_low": -1, "cowbell": -3, "tambourine": -9, "clap": -4, "shaker": -12,
     "aux_percussion": -5,
 }  # fmt: skip
@@ -175,7 +175,7 @@ def _draw_drums(draw: _Draw) -> dict[str, Drum]:
     drums = {
         "kick": Drum(
             f0_hz=draw.log(44, 60), ratios=ratios, gains=gains, decay_s=draw.log(0.05, 0.22), glide=draw.flat(1.0, 2.5),
-            glide_s=draw.log(0.008, 0.03), click=draw.db(-20, -4), click_hz=(draw.log(900, 2500), draw.log(4000, 9000)),
+            glide_s=draw.log(0.008, 0.03), click=draw.db(-13, -4), click_hz=(draw.log(1000, 2200), draw.log(4000, 9000)),
             click_s=draw.log(0.002, 0.006),
         )
     }  # fmt: skip
@@ -187,7 +187,7 @@ def _draw_drums(draw: _Draw) -> dict[str, Drum]:
         wires_hz=(draw.log(1200, 3000), draw.log(6000, 12000)), wires_s=draw.log(0.04, 0.13),
     )  # fmt: skip
     drums["snare"] = snare
-    ring = draw.log(480, 780) / snare.f0_hz  # the rim rings metallic between 0.5 and 4 kHz
+    ring = draw.log(550, 690) / snare.f0_hz  # the rim rings metallic between 0.5 and 4 kHz
     drums["rimshot"] = replace(
         snare,
         f0_hz=snare.f0_hz * draw.flat(1.01, 1.06),
@@ -197,9 +197,9 @@ def _draw_drums(draw: _Draw) -> dict[str, Drum]:
         click=snare.click * 1.6,
         wires=snare.wires * 0.8,
     )
-    wood = draw.log(400, 560)
+    wood = draw.log(425, 525)
     drums["cross_stick"] = Drum(
-        f0_hz=wood, ratios=(1.0, draw.flat(2.0, 2.7), draw.flat(3.4, 4.6), draw.flat(5.5, 7.0)),
+        f0_hz=wood, ratios=(1.0, draw.flat(2.15, 2.5), draw.flat(3.6, 4.2), draw.flat(5.6, 6.6)),
         gains=(draw.db(-6, 0), 1.0, draw.db(-7, -2), draw.db(-12, -6)), decay_s=draw.log(0.035, 0.055), glide=0.0, glide_s=0.01,
         click=draw.db(-10, -3), click_hz=(1500, 6000), click_s=0.002, wires=draw.db(-30, -22), wires_hz=snare.wires_hz, wires_s=0.03,
     )  # fmt: skip
@@ -246,7 +246,7 @@ def _join(*parts: tuple[F64, F64, F64]) -> tuple[F64, F64, F64]:
 
 def _tones(draw: _Draw, f0_hz: float, ratios: Sequence[float], gain: float, fall_db: float, decay_s: Seconds) -> tuple[F64, F64, F64]:
     """Clear partials on top of a wash."""
-    ratio = np.array([r * draw.flat(0.97, 1.03) for r in ratios])
+    ratio = np.array([r * draw.flat(0.985, 1.015) for r in ratios])
     gains = np.array([gain * draw.db(-fall_db * i - 2, -fall_db * i + 2) for i in range(len(ratio))])
     return f0_hz * ratio, gains, decay_s / ratio**0.5
 
@@ -257,13 +257,13 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
     ring = draw.log(0.8, 1.25)
     plates: dict[str, Plate] = {}
 
-    low, centre, width = draw.log(320, 480) * size, draw.log(6500, 9500), draw.flat(1.4, 1.9)
+    low, centre, width = draw.log(320, 480) * size, draw.log(6600, 8800), draw.flat(1.2, 1.6)
     closed_s, open_s = draw.log(0.02, 0.034), draw.log(0.15, 0.24) * ring
     click, click_hz = draw.db(-12, -4), (draw.log(3000, 5000), draw.log(9000, 15000))
     hat = Plate(*_modes(draw, 260, low, 16500, centre, width, 1.0, 0.12), click, click_hz, draw.log(0.0015, 0.004))
     plates["hihat_closed"] = plates["hihat_open"] = hat
-    chup = _tones(draw, draw.log(300, 440), (1.0, 1.37, 1.9), draw.flat(8, 12), 3, 0.035)
-    pedal = _join(_modes(draw, 200, low, 11000, draw.log(1900, 2800), 1.1, draw.log(0.025, 0.04), 0.1), chup)
+    chup = _tones(draw, draw.log(420, 520), (1.0, 1.37, 1.9), draw.flat(8, 12), 3, 0.035)
+    pedal = _join(_modes(draw, 200, low, 12000, draw.log(3200, 4200), 1.2, draw.log(0.03, 0.045), 0.1), chup)
     plates["hihat_pedal"] = Plate(*pedal, 0.0, click_hz, 0.001, soft_s=draw.flat(0.001, 0.002))
     splash = _join(_modes(draw, 240, low, 14500, draw.log(3400, 5200), 1.8, draw.log(0.08, 0.13) * ring, 0.2), chup)
     plates["hihat_foot_splash"] = Plate(
@@ -272,30 +272,34 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
 
     ride_hz = draw.log(300, 430) * size
     wash = _modes(draw, 280, ride_hz * 0.8, 15000, draw.log(3200, 5200), 1.9, draw.log(0.18, 0.28) * ring, 0.45)
-    ping = _modes(draw, 14, 2400, 6200, 3900, 1.0, 1.0, 0.0)
-    ping = (ping[0], ping[1] * draw.flat(3.5, 6), np.full(14, draw.log(0.035, 0.08)))
+    ping = _modes(draw, 20, 2600, 5600, 3900, 1.0, 1.0, 0.0)
+    ping = (ping[0], ping[1] * draw.flat(6, 9), np.full(20, draw.log(0.04, 0.07)))
     stick_hz = (draw.log(2500, 4000), draw.log(9000, 14000))
     plates["ride_bow"] = Plate(*_join((wash[0], wash[1] * draw.db(-4, 2), wash[2]), ping), draw.db(-6, 0), stick_hz, 0.003)
-    bell = _tones(draw, draw.log(820, 1150), (1.0, 1.49, 2.03, 2.71, 3.42, 4.3), draw.flat(18, 26), 2.5, draw.log(0.2, 0.35) * ring)
-    plates["ride_bell"] = Plate(*_join((wash[0], wash[1] * 0.4, wash[2]), bell), draw.db(-16, -10), stick_hz, 0.002)
+    bell = _tones(draw, draw.log(910, 1020), (1.0, 1.49, 2.03, 2.71, 3.42, 4.3), draw.flat(22, 30), 1.5, draw.log(0.2, 0.35) * ring)
+    plates["ride_bell"] = Plate(
+        *_join((wash[0], wash[1] * 0.4, wash[2]), (ping[0], ping[1] * 0.3, ping[2]), bell), draw.db(-14, -8), stick_hz, 0.002
+    )
     edge = _modes(draw, 280, ride_hz * 0.6, 12500, draw.log(2200, 3200), 1.5, draw.log(0.26, 0.4) * ring, 0.35)
     hum = _tones(draw, ride_hz * 1.1, (1.0, 1.43, 2.1), draw.flat(3, 5), 3, 0.35)
-    plates["ride_edge"] = Plate(*_join(edge, hum, (ping[0], ping[1] * 0.6, ping[2])), draw.db(-18, -12), stick_hz, 0.003, bloom_s=draw.flat(0.008, 0.02))
+    plates["ride_edge"] = Plate(
+        *_join(edge, hum, (ping[0], ping[1] * 0.7, ping[2])), draw.db(-18, -12), stick_hz, 0.003, bloom_s=draw.flat(0.008, 0.02)
+    )
 
-    crash = _modes(draw, 340, draw.log(340, 460) * size, 16500, draw.log(4300, 6200) * size, 2.1, draw.log(0.22, 0.32) * ring, 0.35)
+    crash = _modes(draw, 340, draw.log(340, 460) * size, 16500, draw.log(3200, 4400) * size, 1.7, draw.log(0.22, 0.32) * ring, 0.35)
     plates["crash"] = Plate(*crash, draw.db(-14, -6), stick_hz, 0.003, bloom_s=draw.flat(0.002, 0.006))
-    large = _modes(draw, 340, draw.log(140, 190) * size, 13000, draw.log(1300, 1900) * size, 1.5, draw.log(0.32, 0.48) * ring, 0.4)
+    large = _modes(draw, 340, draw.log(140, 190) * size, 13000, draw.log(1100, 1600) * size, 1.5, draw.log(0.32, 0.48) * ring, 0.4)
     gong = _tones(draw, draw.log(120, 170) * size, (1.0, 1.31, 1.77, 2.2), draw.flat(2.5, 4.5), 2, 0.5)
     plates["crash2"] = Plate(*_join(large, gong), draw.db(-10, -4), stick_hz, 0.003, bloom_s=draw.flat(0.008, 0.016))
-    small = _modes(draw, 220, draw.log(900, 1400) * size, 17500, draw.log(6500, 9500) * size, 1.5, draw.log(0.1, 0.15) * ring, 0.25)
+    small = _modes(draw, 220, draw.log(900, 1400) * size, 17500, draw.log(4600, 6200) * size, 1.2, draw.log(0.1, 0.15) * ring, 0.25)
     chime = _tones(draw, draw.log(1150, 1500) * size, (1.0, 1.34, 1.83, 2.4), draw.flat(6, 9), 1.5, 0.14)
     plates["splash"] = Plate(*_join(small, chime), draw.db(-14, -6), stick_hz, 0.002)
-    trash = _modes(draw, 280, draw.log(260, 360) * size, 12000, draw.log(2600, 3800) * size, 0.9, draw.log(0.15, 0.22) * ring, 0.2)
-    growl = _tones(draw, draw.log(260, 380) * size, (1.0, 1.09, 1.52, 1.63, 2.3), draw.flat(4, 7), 1.5, 0.22)
+    trash = _modes(draw, 280, draw.log(260, 360) * size, 12000, draw.log(1900, 2600) * size, 0.8, draw.log(0.15, 0.22) * ring, 0.2)
+    growl = _tones(draw, draw.log(260, 380) * size, (1.0, 1.09, 1.52, 1.63, 2.3), draw.flat(6, 9), 1.5, 0.22)
     plates["china"] = Plate(*_join(trash, growl), draw.db(-16, -8), stick_hz, 0.003, rough=draw.flat(0.6, 0.85), rough_hz=draw.flat(45, 85))
 
-    cow = draw.log(500, 600)
-    plates["cowbell"] = Plate(*_tones(draw, cow, (1.0, 1.48, 2.4, 3.3, 4.5), 1.0, 4, draw.log(0.1, 0.18)), 0.15, stick_hz, 0.002)
+    cow = draw.log(535, 590)
+    plates["cowbell"] = Plate(*_tones(draw, cow, (1.0, 1.48, 2.4, 3.3, 4.5), 1.0, 4, draw.log(0.1, 0.18)), draw.db(-6, 0), stick_hz, 0.003)
     jingle = _modes(draw, 60, 4200, 15000, draw.log(7000, 10000), 0.9, draw.log(0.12, 0.25), 0.5)
     plates["tambourine"] = Plate(*jingle, 0.5, (5000, 12000), 0.004, rough=0.8, rough_hz=draw.flat(25, 45))
     return plates, closed_s, open_s
@@ -306,8 +310,8 @@ def _draw_bus(draw: _Draw) -> Bus:
         low_db=draw.flat(-3, 3),
         mid_db=draw.flat(-3, 3),
         mid_hz=draw.log(300, 3000),
-        tilt_db=draw.flat(-12, 0),
-        room=draw.db(-35, -14) if draw.flat(0, 1) < 0.8 else 0.0,
+        tilt_db=draw.flat(-10, 0),
+        room=draw.db(-36, -17) if draw.flat(0, 1) < 0.8 else 0.0,
         room_s=draw.log(0.15, 0.7),
         predelay_s=draw.flat(0.002, 0.012),
         drive=draw.log(0.2, 1.2),
@@ -338,7 +342,7 @@ def _modal_sum(freqs_hz: F64, amplitudes: NDArray[np.complex128], taus_s: F64, n
     The products are cut to 8 rows, small enough for BLAS to stay on one thread: worker processes that start BLAS threads
     on the same cores made the demo eight times slower (41 s against 5 s).
     """
-    s = -1 / taus_s + 2j * np.pi * freqs_hz
+    s: NDArray[np.complex128] = (-1 / taus_s + 2j * np.pi * freqs_hz).astype(np.complex128)
     n_stacks = -(-n // (BLOCK * 8))
     starts = (_powers(s * (BLOCK / rate_hz), n_stacks * 8) * amplitudes[:, None]).T.reshape(n_stacks, 8, s.size)
     inside = _powers(s / rate_hz, BLOCK)
@@ -532,7 +536,7 @@ def render(
     tail_s: Seconds = 1.5,
     accompaniment: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """A take played on a kit: float32 [shape=(n_samples,)], mono, peak between -6 and -1 dBFS, ending `tail_s` after the last hit.
+    """A take played on a kit: float32 [shape=(n_samples,)], mono, peak between -5 and -1 dBFS, ending `tail_s` after the last hit.
 
     Parameters
     ----------
@@ -588,15 +592,11 @@ def to_wav_bytes(audio: NDArray[np.float32], rate_hz: int = 44_100) -> bytes:
 def render_midi_takes(takes: Iterable[Performance], kit: Kit, *, seed: int, rate_hz: int = 44_100) -> Iterator[tuple[str, bytes]]:
     """(take_id, WAV bytes) of performances played on one kit, for sets whose MIDI comes from elsewhere (`raw/groove_rendered`)."""
     for take in takes:
-        audio = render(
-            kit, take.onsets_us, take.labels, take.velocities, take.openness, rate_hz=rate_hz, seed=seed, take_id=take.take_id
-        )
+        audio = render(kit, take.onsets_us, take.labels, take.velocities, take.openness, rate_hz=rate_hz, seed=seed, take_id=take.take_id)
         yield take.take_id, to_wav_bytes(audio, rate_hz)
 
 
-def measure_onset_errors(
-    audio: NDArray[np.float32], rate_hz: int, onsets_us: NDArray[np.int64], *, window_ms: Milliseconds = 12.0
-) -> F64:
+def measure_onset_errors(audio: NDArray[np.float32], rate_hz: int, onsets_us: NDArray[np.int64], *, window_ms: Milliseconds = 12.0) -> F64:
     """Where each hit is heard against where it was asked for: float64 [shape=(n,)], ms, positive = late, nan = cannot be told.
 
     Heard = first sample within `window_ms` whose slope exceeds 20 % of the window's steepest.

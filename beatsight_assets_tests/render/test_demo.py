@@ -54,7 +54,9 @@ def test_files_and_tables_agree(small: tuple[Path, demo.DemoSummary]) -> None:
     """Promise: every listed file is there, nothing else is, and durations and hit counts are those of the files."""
     root, summary = small
     rows, strangers = table(root, "takes.csv"), table(root, "openset.csv")
-    listed = {r[c] for r in rows for c in ("midi_filename", "audio_filename")} | {r["file"] for r in strangers} | {"takes.csv", "openset.csv"}
+    listed = (
+        {r[c] for r in rows for c in ("midi_filename", "audio_filename")} | {r["file"] for r in strangers} | {"takes.csv", "openset.csv"}
+    )
     assert listed == set(digests(root))
     assert summary.n_takes == len(rows) == 8
     assert {r["family"] for r in strangers} == {"click", "tone", "bass", "voice", "noise"}
@@ -70,7 +72,6 @@ def test_midi_says_what_was_played(small: tuple[Path, demo.DemoSummary]) -> None
     root, _ = small
     row = demo.plan_rows(4, 7)[0]
     played = demo.read_performance(row.take_id, (root / "raw" / demo.FOLDER / "midi" / f"{row.take_id}.mid").read_bytes())
-    assert sorted(zip((played.onsets_us / 1000).round(-1), played.labels, strict=True))  # readable
     assert Counter(played.labels) == Counter(h.label for h in row.take.hits)
     written = {label: sorted(h.onset_us for h in row.take.hits if h.label == label) for label in set(played.labels)}
     for label, onsets in written.items():
@@ -107,11 +108,13 @@ def test_the_three_planted_faults(small: tuple[Path, demo.DemoSummary]) -> None:
 
 
 def test_made_again_nothing_is_rewritten(small: tuple[Path, demo.DemoSummary]) -> None:
-    """Promise: the same seed gives the same bytes, files that are there stay, a damaged one is made good."""
+    """Promise: the same seed gives the same bytes, files that are there stay, a damaged one is made good, a stale one goes."""
     root, first = small
     before = digests(root)
     victim = root / "raw" / demo.FOLDER / "audio" / "t01.wav"
     victim.write_bytes(victim.read_bytes()[:-2])
+    stale = root / "raw" / demo.FOLDER / "midi" / "t99.mid"
+    stale.write_bytes(b"of a larger demo")
     again = make(root)
     assert (again.n_written, again.n_kept) == (1, first.n_written - 1)
     assert digests(root) == before

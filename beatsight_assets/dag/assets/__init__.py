@@ -15,10 +15,9 @@ def version_of(module: str) -> str:
     """VERSION of a domain module, read as text: a code server that only shows the graph need not import what does the work."""
     base = Path(beatsight_assets.__file__).parent / module.replace(".", "/")
     path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-    if not path.exists(): return "0"
     found = VERSION_LINE.search(path.read_text(encoding="utf-8"))
     if found is None:
-        return "0"
+        raise LookupError(f"{path.name} has no VERSION; an asset needs one")
     return found[1]
 
 

@@ -117,11 +117,11 @@ CHECKS: tuple[Check, ...] = (
     ),
     *_rules(
         "candidate_model",
-        "training",
+        "candidate_model",
         loadable="A fresh process loads the checkpoint and gives the stored outputs.",
         parity="The checkpoint gives the outputs that training ended with.",
     ),
-    *_rules("candidate_model", "training", blocking=False, training_curve="The loss fell, and the best epoch is not the first."),
+    *_rules("candidate_model", "candidate_model", blocking=False, training_curve="The loss fell, and the best epoch is not the first."),
     *_rules(
         "evaluation",
         "evaluation",
@@ -132,6 +132,14 @@ CHECKS: tuple[Check, ...] = (
         pooled_recall="Of the hits that are there, enough are reported.",
         class_recall="No judged class is deaf.",
         class_f1_drop="No class fell against the release before.",
+    ),
+    Check(
+        "evaluation",
+        "against_previous",
+        "Not worse than the release before, by more than chance.",
+        "evaluation",
+        ("pooled_f1_against_champion",),
+        no_rules=NO_LIMIT,
     ),
     *_rules("boundary_pack", "boundary_pack", both_edges="The pack has hits near both edges of the decision window."),
     Check("readiness", "alignment", "Audio of several microphones is aligned.", "alignment", optional_gate=True),
