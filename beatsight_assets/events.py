@@ -50,33 +50,32 @@ COMPONENT_STRUCT = pl.Struct(
     }
 )
 CONTEXT_STRUCT = pl.Struct({"pre": pl.Float32, "post": pl.Float32})
-EVENT_SCHEMA = pl.Schema(
-    {
-        "event_id": pl.String,
-        "session_id": pl.String,
-        "source_set": pl.String,
-        "group_id": pl.String,
-        "drummer_id": pl.String,
-        "kit_id": pl.String,
-        "is_synthetic": pl.Boolean,
-        "audio_path": pl.String,
-        "midi_path": pl.String,
-        "onset_time": pl.Float64,
-        "offset_time": pl.Float64,
-        "tempo_bpm": pl.Float64,
-        "meter": pl.String,
-        "bar_index": pl.Int32,
-        "beat_index": pl.Int32,
-        "components": pl.List(COMPONENT_STRUCT),
-        "techniques": pl.List(pl.String),
-        "split_hint": pl.String,
-        "context_ms": CONTEXT_STRUCT,
-        "mix_context": pl.String,
-        "negative_example": pl.Boolean,
-        "metadata_ref": pl.String,
-        "extras": pl.String,
-    }
-)
+_COLUMNS: dict[str, Any] = {
+    "event_id": pl.String,
+    "session_id": pl.String,
+    "source_set": pl.String,
+    "group_id": pl.String,
+    "drummer_id": pl.String,
+    "kit_id": pl.String,
+    "is_synthetic": pl.Boolean,
+    "audio_path": pl.String,
+    "midi_path": pl.String,
+    "onset_time": pl.Float64,
+    "offset_time": pl.Float64,
+    "tempo_bpm": pl.Float64,
+    "meter": pl.String,
+    "bar_index": pl.Int32,
+    "beat_index": pl.Int32,
+    "components": pl.List(COMPONENT_STRUCT),
+    "techniques": pl.List(pl.String),
+    "split_hint": pl.String,
+    "context_ms": CONTEXT_STRUCT,
+    "mix_context": pl.String,
+    "negative_example": pl.Boolean,
+    "metadata_ref": pl.String,
+    "extras": pl.String,
+}
+EVENT_SCHEMA = pl.Schema(_COLUMNS)
 # (unit, meaning) of each column: the Columns panel of the UI and the README table are made from this.
 COLUMN_DOCS: dict[str, tuple[str, str]] = {
     "event_id": ("uuid5", "of source set, session and onset in microseconds"),
@@ -345,7 +344,7 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
     }
     frame = pl.DataFrame(pl.from_arrow(pa.table(columns)))
     if frame.schema != EVENT_SCHEMA:
-        frame = frame.cast(dict(EVENT_SCHEMA))
+        frame = frame.cast(EVENT_SCHEMA)
     return Assembled(
         frame=frame,
         n_hits=sizes,
@@ -515,8 +514,8 @@ def _compact(value: Any) -> Any:
 def _read_jsonl(path: Path) -> pl.DataFrame:
     text = path.read_bytes()
     if text and not text.endswith(b"\n"):
-        line = text.count(b"\n") + 1
-        raise InputError("the last line is torn (no line end). Was the writer interrupted?", code="bad-manifest", where=f"{path}:{line}")
+        last = text.count(b"\n") + 1
+        raise InputError("the last line is torn (no line end). Was the writer interrupted?", code="bad-manifest", where=f"{path}:{last}")
     rows = []
     for number, line in enumerate(text.split(b"\n")[:-1], start=1):
         if not line.strip():

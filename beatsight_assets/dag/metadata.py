@@ -4,7 +4,7 @@ Belongs here: the one translation of a `Report` into Dagster metadata. Does not 
 """
 
 import base64
-import io
+import html
 import math
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -20,6 +20,7 @@ MAX_BARS = 24  # 18 bytes of path each: the SVG stays below 600 bytes, its data 
 MAX_TABLE_ROWS = 48
 EVENT_TABLES = ("events", "merged_manifest", "annotated_manifest")
 INK = "#3d6fd6"
+SVG = "http://www.w3.org/2000/svg"
 MADE_NOW, REUSED = "in this run", "reused: nothing it rests on has changed"
 
 
@@ -29,22 +30,28 @@ def result(settings: Settings, report: Report) -> dg.MaterializeResult:
 
 
 def describe(settings: Settings, report: Report) -> dict[str, Any]:
-    """Metadata of a report: first what it found, then where it lies, then what it rests on."""
-    found: dict[str, Any] = {k: v for k, v in report.figures.items() if is_number(v)}
+    """Metadata of a report in the order in which the UI shows it: judgement, facts, table and charts, figures, files, what it rests on."""
+    found: dict[str, Any] = {}
     for verdict in report.verdicts:
         found[f"verdict {verdict.gate}"] = verdict.status if verdict.passed else dg.MetadataValue.md(bullet_list(verdict.failures))
+    facts = {k: v for k, v in report.facts.items() if v not in (None, "", {}, [])}
+    found |= {k: rounded(v) if is_number(v) else _cell(v) for k, v in facts.items() if not isinstance(v, (list, tuple, dict))}
     if report.table and report.table.rows:
         found["table"] = dg.MetadataValue.md(markdown_table(report.table.columns, report.table.rows[:MAX_TABLE_ROWS]))
         bars = bars_of(report.table)
         if bars:
             found["chart"] = dg.MetadataValue.md(small_chart(*bars))
             found["chart_full"] = dg.MetadataValue.md(full_chart(*bars))
-    for key, value in report.facts.items():
-        if value not in (None, "", {}, []):
-            found[key] = dg.MetadataValue.json(value) if isinstance(value, (list, tuple, dict)) else value if is_number(value) else _cell(value)
+    figures = {k: rounded(v) for k, v in report.figures.items() if is_number(v)}
+    found |= {k: v for k, v in figures.items() if "/" not in k} | {k: v for k, v in figures.items() if "/" in k}
+    for key, value in facts.items():
+        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+            found[key] = dg.MetadataValue.md(bullet_list(value))
+        elif isinstance(value, (list, tuple, dict)):
+            found[key] = dg.MetadataValue.json(value)
     if report.outputs:
         found["path"] = dg.MetadataValue.path(str(settings.layout.root / report.outputs[0].path))
-        files = [(a.role, a.path, shown(a.rows), a.sha256[:12]) for a in report.outputs[:MAX_TABLE_ROWS]]
+        files = [(a.role, a.path, a.rows, a.sha256[:12]) for a in report.outputs[:MAX_TABLE_ROWS]]
         found["files"] = dg.MetadataValue.md(markdown_table(("role", "below the data root", "rows", "sha256"), files))
         rows = next((a.rows for a in report.outputs if a.rows is not None), None)
         if rows is not None:
@@ -73,6 +80,11 @@ def event_columns() -> dg.TableSchema:
 def is_number(value: Any) -> TypeGuard[float]:
     """A number that can be plotted."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def rounded(value: float) -> float:
+    """A number as people read it: six significant digits are more than any figure here is good for."""
+    return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
 def escape(text: str) -> str:
@@ -121,32 +133,32 @@ def small_chart(figure: str, label: str, bars: Sequence[tuple[str, float]]) -> s
     top = max(v for _, v in drawn) or 1.0
     step = 288 // len(drawn)
     path = "".join(f"M{i * step} 60v-{max(1, round(58 * v / top))}h{step - 2}V60z" for i, (_, v) in enumerate(drawn))
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="288" height="60"><path fill="{INK}" d="{path}"/></svg>'
+    svg = f'<svg xmlns="{SVG}" width="288" height="60"><path fill="{INK}" d="{path}"/></svg>'
     largest, least = max(drawn, key=lambda b: b[1]), min(drawn, key=lambda b: b[1])
-    text = f"{figure} by {label}: {largest[0][:24]} {shown(largest[1])} … {least[0][:24]} {shown(least[1])}"
-    chart = f"{escape(text)}\n\n![bars](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+    text = f"{figure[:40]} by {label[:40]}: {largest[0][:24]} {shown(largest[1])} … {least[0][:24]} {shown(least[1])}"
+    chart = f"{escape(text)}\n\n{_image('bars', svg)}"
     assert len(chart) < MAX_INLINE, f"{len(chart)} characters would be folded by the UI"
     return chart
 
 
 def full_chart(figure: str, label: str, bars: Sequence[tuple[str, float]]) -> str:
-    """The same bars with names and numbers, as a PNG behind the link."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sheet = Figure(figsize=(6.4, 0.6 + 0.24 * len(bars)), dpi=80, layout="constrained")
-    axes = sheet.add_subplot()
-    drawn = axes.barh([_plain(n) for n, _ in bars], [v for _, v in bars], color=INK)
-    axes.bar_label(drawn, labels=[shown(v) for _, v in bars], padding=2, fontsize=7)
-    axes.set(xlabel=_plain(figure), ylabel=_plain(label))
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    FigureCanvasAgg(sheet).print_png(image, metadata={"Software": None})
-    return f"![{escape(figure)} by {escape(label)}](data:image/png;base64,{base64.b64encode(image.getvalue()).decode()})"
+    """The same bars with names and numbers; longer than MAX_INLINE, so the UI shows it behind a link."""
+    top = max(v for _, v in bars) or 1.0
+    lines = [f'<text x="0" y="14" font-weight="bold">{_xml(figure)} by {_xml(label)}</text>']
+    for i, (name, value) in enumerate(bars):
+        y, width = 24 + 20 * i, max(1, round(380 * value / top))
+        lines.append(f'<text x="192" y="{y + 13}" text-anchor="end">{_xml(name)}</text><rect x="200" y="{y}" width="{width}" height="16" fill="{INK}"/>')
+        lines.append(f'<text x="{206 + width}" y="{y + 13}">{_xml(shown(value))}</text>')
+    size = f'width="680" height="{30 + 20 * len(bars)}"'
+    style = 'font-family="sans-serif" font-size="12" fill="#444"'
+    return _image("bars with names", f'<svg xmlns="{SVG}" {size} {style}><rect width="100%" height="100%" fill="#fff"/>{"".join(lines)}</svg>')
 
 
-def _plain(name: str) -> str:
-    """A name for matplotlib, which reads `$` as mathematics."""
-    return name.replace("$", r"\$")[:40]
+def _image(name: str, svg: str) -> str:
+    return f"![{name}](data:image/svg+xml;base64,{base64.b64encode(svg.encode('utf-8', 'replace')).decode()})"
+
+
+def _xml(text: str) -> str:
+    """A name as XML text: no markup, no control characters, 28 characters at most."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return html.escape(plain if len(plain) <= 28 else plain[:27] + "…")

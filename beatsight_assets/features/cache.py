@@ -34,7 +34,14 @@ VERSION = "1"
 STAGE = "recording_features"
 GATE = "recording_features"
 SCHEMA = "beatsight.features/1"
-CONTEXTS = ("full_mix", "drum_only", "close_mic", "overheads", "room", "unknown")  # stems, one-shots and MIDI have no time line of hits to learn
+CONTEXTS = (
+    "full_mix",
+    "drum_only",
+    "close_mic",
+    "overheads",
+    "room",
+    "unknown",
+)  # stems, one-shots and MIDI have no time line of hits to learn
 
 _INDEX_COLUMNS: dict[str, Any] = {
     "source_set": pl.String,
@@ -105,7 +112,9 @@ def read_features(path: Path) -> NDArray[np.float16]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"not a readable array: {error}. Delete it and run the features stage again", code="bad-features", where=str(path)) from error
+        raise InputError(
+            f"not a readable array: {error}. Delete it and run the features stage again", code="bad-features", where=str(path)
+        ) from error
     if array.dtype != np.float16 or array.ndim != 2:
         raise InputError(f"dtype {array.dtype}, shape {array.shape}; float16 with two axes is due", code="bad-features", where=str(path))
     return np.asarray(array)
@@ -183,7 +192,9 @@ def run(settings: Settings, options: FeatureOptions = FeatureOptions(), *, progr
     )
 
 
-def _work(settings: Settings, feature: FrameDefinition, recordings: pl.DataFrame, audio: Sequence[_Audio | None], progress: Progress) -> Outcome:
+def _work(
+    settings: Settings, feature: FrameDefinition, recordings: pl.DataFrame, audio: Sequence[_Audio | None], progress: Progress
+) -> Outcome:
     folder = settings.layout.features(feature.folder)
     with settings.store.lock(folder, STAGE):
         before = _recorded_digests(index_path(settings, feature))
@@ -204,7 +215,14 @@ def _work(settings: Settings, feature: FrameDefinition, recordings: pl.DataFrame
         receipt = settings.store.publish_frame(target, index, metadata={"schema": SCHEMA, "definition_sha256": feature.digest})
         marker = folder / "FEATURES.json"
         settings.store.publish_json(
-            marker, {"schema": SCHEMA, "definition": asdict(feature), "digest": feature.digest, "index_sha256": receipt.sha256, "rows": index.height}
+            marker,
+            {
+                "schema": SCHEMA,
+                "definition": asdict(feature),
+                "digest": feature.digest,
+                "index_sha256": receipt.sha256,
+                "rows": index.height,
+            },
         )
     absent = [str(s) for s, a in zip(recordings["session_id"], audio, strict=True) if a is None]
     refused = sorted(f"{settings.store.rel(contents[d])} {r.error}" for d, r in done.items() if r.error)
@@ -235,7 +253,9 @@ def _recorded_digests(path: Path) -> dict[str, str]:
     return dict(pl.read_parquet(path, columns=["feature_path", "feature_sha256"]).iter_rows())
 
 
-def _index(settings: Settings, feature: FrameDefinition, recordings: pl.DataFrame, audio: Sequence[_Audio | None], done: dict[str, _Done]) -> pl.DataFrame:
+def _index(
+    settings: Settings, feature: FrameDefinition, recordings: pl.DataFrame, audio: Sequence[_Audio | None], done: dict[str, _Done]
+) -> pl.DataFrame:
     usable = [a is not None and not done[a.sha256].error for a in audio]
     digests = [a.sha256 for a, use in zip(audio, usable, strict=True) if a is not None and use]
     columns: dict[str, list[Any]] = {
@@ -251,7 +271,9 @@ def _index(settings: Settings, feature: FrameDefinition, recordings: pl.DataFram
 def _judge(settings: Settings, feature: FrameDefinition, index: pl.DataFrame) -> Verdict:
     """Rules about every array of the index; no arrays, no rules, no pass."""
     wrong_shape = bad_values = wrong_key = 0
-    for digest, relpath, n_frames, stored in index.select("audio_sha256", "feature_path", "n_frames", "feature_sha256").unique().iter_rows():
+    for digest, relpath, n_frames, stored in (
+        index.select("audio_sha256", "feature_path", "n_frames", "feature_sha256").unique().iter_rows()
+    ):
         path = settings.layout.resolve(relpath)
         values = read_features(path)
         wrong_shape += values.shape != (n_frames, feature.n_bands)
@@ -260,7 +282,9 @@ def _judge(settings: Settings, feature: FrameDefinition, index: pl.DataFrame) ->
     rules = (
         Rule.at_most("feature_shape", float(wrong_shape), 0.0, f"arrays that are not [n_frames, {feature.n_bands}]"),
         Rule.at_most("features_finite", float(bad_values), 0.0, "arrays with a value that is not a finite number >= 0"),
-        Rule.at_most("keyed_by_content", float(wrong_key), 0.0, "arrays whose name is not that of their audio, or whose bytes are not those recorded"),
+        Rule.at_most(
+            "keyed_by_content", float(wrong_key), 0.0, "arrays whose name is not that of their audio, or whose bytes are not those recorded"
+        ),
     )
     return Verdict(
         gate=GATE,

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from beatsight_assets.errors import ConfigError
 
-BLOCK_FRAMES = 64  # frames per block of the transform: 64 x 2,048 float32 = 512 KiB stay in the second-level cache (512 frames are 20 % slower)
+BLOCK_FRAMES = (
+    64  # frames per block of the transform: 64 x 2,048 float32 = 512 KiB stay in the second-level cache (512 frames are 20 % slower)
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ class FrameDefinition:
         n, half, hop = self.n_frames(len(samples)), self.window_samples // 2, self.hop_samples
         n_cuts = n // every_frames + 1
         padded = self._padded(samples, n + 4)
-        views = np.lib.stride_tricks.sliding_window_view(np.concatenate([np.zeros(3 * hop, dtype=np.float32), padded]), self.window_samples)[::hop]
+        views = np.lib.stride_tricks.sliding_window_view(
+            np.concatenate([np.zeros(3 * hop, dtype=np.float32), padded]), self.window_samples
+        )[::hop]
         cut = np.arange(n_cuts) * every_frames
         place = np.arange(self.window_samples)
         parts = []

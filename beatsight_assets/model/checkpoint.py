@@ -114,7 +114,9 @@ def read_tensors(path: Path, expected_sha256: str) -> dict[str, torch.Tensor]:
         raise InputError("file does not exist. Train the model again", code="missing-input", where=str(path)) from error
     found = sha256(content).hexdigest()
     if found != expected_sha256:
-        raise StoreError(f"sha256 is {found[:12]}…, the JSON beside it says {expected_sha256[:12]}…", code="digest-mismatch", where=str(path))
+        raise StoreError(
+            f"sha256 is {found[:12]}…, the JSON beside it says {expected_sha256[:12]}…", code="digest-mismatch", where=str(path)
+        )
     try:
         return load(content)
     except SafetensorError as error:
@@ -160,7 +162,9 @@ def load_model(folder: Path, *, device: str = "cpu") -> Model:
             card=card,
         )
     except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"model.json and model.safetensors do not make a model: {error}", code="bad-checkpoint", where=str(path)) from error
+        raise InputError(
+            f"model.json and model.safetensors do not make a model: {error}", code="bad-checkpoint", where=str(path)
+        ) from error
 
 
 def load_probes(folder: Path, card: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -191,14 +195,15 @@ def _probe(folder: Path) -> dict[str, Any]:
     }
 
 
-
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     import torch
 
     flat = {}
     for index, fields in optimizer.state_dict()["state"].items():
         for name, value in fields.items():
-            flat[f"{index:04d}.{name}"] = (value if isinstance(value, torch.Tensor) else torch.tensor(value)).detach().cpu().contiguous().clone()
+            flat[f"{index:04d}.{name}"] = (
+                (value if isinstance(value, torch.Tensor) else torch.tensor(value)).detach().cpu().contiguous().clone()
+            )
     return flat
 
 

@@ -101,7 +101,9 @@ def truth_of(hits: pl.DataFrame, view: View, taxonomy: Taxonomy, coverage: Seque
     rows = hits.sort("onset_s", maintain_order=True)
     kept: list[tuple[float, int, float | None, float | None]] = []
     unknown: list[tuple[float, int]] = []
-    for onset_s, label, velocity, openness, variant in rows.select("onset_s", "label", "velocity", "openness", "instrument_variant").iter_rows():
+    for onset_s, label, velocity, openness, variant in rows.select(
+        "onset_s", "label", "velocity", "openness", "instrument_variant"
+    ).iter_rows():
         masked = view.masked_by_unspecified(taxonomy, label) if variant == UNSPECIFIED else ()
         unknown += [(onset_s, column[c]) for c in masked]
         if not masked and label in view.class_of:
@@ -130,7 +132,9 @@ def hits_with_onsets(frame: pl.DataFrame) -> pl.DataFrame:
     events = frame.filter(~pl.col("negative_example")).with_columns(
         offset_us=pl.when(offsets.is_null())
         .then(pl.col("components").list.eval(pl.lit(0, dtype=pl.Int64)))
-        .otherwise(offsets.str.strip_chars("[]").str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0)))
+        .otherwise(
+            offsets.str.strip_chars("[]").str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0))
+        )
     )
     rows = events.select("source_set", "session_id", "onset_time", "components", "offset_us")
     rows = rows.explode("components", "offset_us", empty_as_null=False, keep_nulls=False).unnest("components")
@@ -161,7 +165,10 @@ def load_recordings(
     index = pl.read_parquet(path).filter(pl.col("split").is_in(list(splits)))
     keys = ["source_set", "session_id"]
     events = read_events(settings.layout.annotated).join(index.select(keys), on=keys, how="semi")
-    group_of = {(s, i): g or i for s, i, g in events.select(*keys, pl.col(group_field).alias("group")).unique(keys, keep="first", maintain_order=True).iter_rows()}
+    group_of = {
+        (s, i): g or i
+        for s, i, g in events.select(*keys, pl.col(group_field).alias("group")).unique(keys, keep="first", maintain_order=True).iter_rows()
+    }
     by_session = {(str(s), str(i)): rows for (s, i), rows in hits_with_onsets(events).group_by(keys, maintain_order=True)}
     nothing = hits_with_onsets(events.clear())
     recordings = []
@@ -169,7 +176,9 @@ def load_recordings(
         key = (row["source_set"], row["session_id"])
         array = settings.layout.resolve(row["feature_path"])
         if not array.is_file() or settings.store.sha256(array) != row["feature_sha256"]:
-            raise InputError("features are not those of the index. Run: beatsight features warm", code="bad-features", where=row["feature_path"])
+            raise InputError(
+                "features are not those of the index. Run: beatsight features warm", code="bad-features", where=row["feature_path"]
+            )
         recordings.append(
             Recording(
                 session_id=row["session_id"],
@@ -191,7 +200,9 @@ def load_recordings(
 def _cuts(settings: Settings, feature: FrameDefinition, row: Mapping[str, Any]) -> NDArray[np.float16]:
     path = find_audio(settings.raw_roots(row["source_set"]), row["audio_path"])
     if path is None or settings.store.sha256(path) != row["audio_sha256"]:
-        raise InputError("audio is not that of the feature index. Run: beatsight features warm", code="bad-features", where=row["audio_path"])
+        raise InputError(
+            "audio is not that of the feature index. Run: beatsight features warm", code="bad-features", where=row["audio_path"]
+        )
     samples = read_mono(path, feature.rate_hz).samples
     n_cuts = feature.n_frames(len(samples)) // CUT_FRAMES + 1
     offsets = rng_for(0, "cuts", row["audio_sha256"]).integers(0, feature.hop_samples, n_cuts)
@@ -275,7 +286,9 @@ def cut_rows(frames: Frames, windows: NDArray[np.int64], window_frames: int) -> 
     return np.where(inside, frames.start[windows[:, 0], None] + at, 0), inside
 
 
-def cut_places(frames: Frames, windows: NDArray[np.int64], window_frames: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+def cut_places(
+    frames: Frames, windows: NDArray[np.int64], window_frames: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """(cut before, cut after, whether the recording reaches the cut after) of each window, as rows of `Frames.cuts`."""
     if frames.first_cut is None:
         raise ValueError("these frames have no cuts")
@@ -298,7 +311,7 @@ class Augmentation:
     mix_share: float = 0.25  # of the windows get another window of the batch on top
     mix_db: float = -6.0  # the other window is between this and 0 dB
     detune_semitones: float = 0.0  # the whole kit tuned up or down by at most this
-    cut_share: float = 0.5  # of the windows are heard as a stream is: silence before and after them
+    cut_share: float = 1.0  # of the windows are heard as a stream is, silence before and after them: no edge in use looks otherwise
 
 
 LIGHT = Augmentation()

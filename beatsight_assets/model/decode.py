@@ -42,7 +42,9 @@ class Detections:
     def above(self, threshold: float) -> Detections:
         """The hits whose score is at least `threshold`."""
         keep = self.score >= np.float32(threshold)
-        return Detections(self.classes, self.onset_s[keep], self.class_index[keep], self.score[keep], self.velocity[keep], self.openness[keep])
+        return Detections(
+            self.classes, self.onset_s[keep], self.class_index[keep], self.score[keep], self.velocity[keep], self.openness[keep]
+        )
 
 
 def to_probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -88,7 +90,12 @@ def decode_outputs(model: Model, outputs: FrameOutputs, *, lowest: float) -> Det
     order = np.lexsort((index, onset_s))
     openness = np.where(is_hat[index], outputs.openness[frame], np.float32(np.nan)).astype(np.float32)
     return Detections(
-        model.classes, onset_s[order], index[order], probability[frame, index][order], outputs.velocity[frame, index][order], openness[order]
+        model.classes,
+        onset_s[order],
+        index[order],
+        probability[frame, index][order],
+        outputs.velocity[frame, index][order],
+        openness[order],
     )
 
 
@@ -119,7 +126,12 @@ def frame_scores(model: Model, features: NDArray[np.floating[Any]]) -> NDArray[n
 
 
 def scores_around(
-    values: NDArray[np.float32], onset_s: NDArray[np.float64], frames_per_s: float, reach_ms: Milliseconds = SCORE_REACH_MS, *, outside: float = 0.0
+    values: NDArray[np.float32],
+    onset_s: NDArray[np.float64],
+    frames_per_s: float,
+    reach_ms: Milliseconds = SCORE_REACH_MS,
+    *,
+    outside: float = 0.0,
 ) -> NDArray[np.float32]:
     """Largest value of each class within `reach_ms` of each instant, float32 [shape=(n_instants, n_classes)].
 

@@ -84,7 +84,9 @@ class Limits:
         values = {"every_class": settings.profile == "demo", **settings.gates.evaluation}
         unknown = sorted(set(values) - set(Limits.__dataclass_fields__))
         if unknown:
-            raise ConfigError.unknown_choice("limit", unknown[0], Limits.__dataclass_fields__, where=f"configs/gates/{settings.profile}.yaml: evaluation")
+            raise ConfigError.unknown_choice(
+                "limit", unknown[0], Limits.__dataclass_fields__, where=f"configs/gates/{settings.profile}.yaml: evaluation"
+            )
         return Limits(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -217,7 +219,13 @@ def judge(
     """Verdict `evaluation` of the frame family (`spec/gates.md` section 14; rulings 10, 11, 27)."""
     pooled, coarse = evaluation.pooled, pool(evaluation.coarse)
     if not pooled.support:
-        return Verdict(GATE, (), tuple(inputs), reasons=(Reason("nothing-to-judge", "the split has no hits in the classes of the model"),), profile=profile)
+        return Verdict(
+            GATE,
+            (),
+            tuple(inputs),
+            reasons=(Reason("nothing-to-judge", "the split has no hits in the classes of the model"),),
+            profile=profile,
+        )
     rules: list[Rule] = []
     reasons: list[Reason] = []
     for name, value, limit in (
@@ -235,16 +243,37 @@ def judge(
         if counts.support >= limits.min_class_hits:
             rules.append(Rule.above(rule, counts.recall, limits.class_recall, f"above {limits.class_recall:g}, {counts.support} hits"))
         elif limits.every_class:
-            rules.append(Rule(rule, False, counts.recall, limits.class_recall, f"too-few-samples: {counts.support} hits, {limits.min_class_hits} needed"))
+            rules.append(
+                Rule(
+                    rule,
+                    False,
+                    counts.recall,
+                    limits.class_recall,
+                    f"too-few-samples: {counts.support} hits, {limits.min_class_hits} needed",
+                )
+            )
             reasons.append(Reason("too-few-samples", f"{name} has {counts.support} hits, {limits.min_class_hits} are needed"))
         else:
             rules.append(Rule.waive(rule, f"too-few-samples, {counts.support} of {limits.min_class_hits} hits", counts.recall))
     rules += _against_champion(limits, comparison)
     figures = flat_figures(evaluation)
     if comparison is not None:
-        figures |= {"f1_difference": comparison.difference, "f1_difference_lower": comparison.lower, "f1_difference_upper": comparison.upper}
+        figures |= {
+            "f1_difference": comparison.difference,
+            "f1_difference_lower": comparison.lower,
+            "f1_difference_upper": comparison.upper,
+        }
     support = {name: counts.support for name, counts in evaluation.per_class().items()}
-    return Verdict(GATE, tuple(rules), tuple(inputs), figures, limits.to_json(), tuple(reasons), {"recordings": len(evaluation.sessions), **support}, profile)
+    return Verdict(
+        GATE,
+        tuple(rules),
+        tuple(inputs),
+        figures,
+        limits.to_json(),
+        tuple(reasons),
+        {"recordings": len(evaluation.sessions), **support},
+        profile,
+    )
 
 
 def _against_champion(limits: Limits, comparison: Comparison | None) -> list[Rule]:
@@ -431,7 +460,9 @@ def _view(taxonomy: Taxonomy, model: Model) -> View:
     """
     view = taxonomy.view(model.view)
     if set(view.classes) != set(model.classes):
-        raise ConfigError(f"view {model.view} has other classes than the model. Train again", code="view-changed", where="configs/taxonomy.yaml: views")
+        raise ConfigError(
+            f"view {model.view} has other classes than the model. Train again", code="view-changed", where="configs/taxonomy.yaml: views"
+        )
     return View(view.name, model.classes, view.class_of)
 
 

@@ -62,7 +62,9 @@ class _Setup:
     events: pl.DataFrame  # of val and test
 
 
-def class_columns(view: View, taxonomy: Taxonomy, components: Sequence[Mapping[str, Any]], coverage: Sequence[str] | None) -> tuple[list[int], list[int]]:
+def class_columns(
+    view: View, taxonomy: Taxonomy, components: Sequence[Mapping[str, Any]], coverage: Sequence[str] | None
+) -> tuple[list[int], list[int]]:
     """(classes that are there, classes nothing is known about) of one event, as columns of the view (`spec/events.md` section 6)."""
     column = {name: i for i, name in enumerate(view.classes)}
     covered = set(view.classes) if coverage is None else set(view.covered(taxonomy, coverage))
@@ -193,7 +195,9 @@ def _window_probabilities(model: Model, windows: Sequence[NDArray[np.float32]]) 
 def predict_boundary(setup: _Setup, pack: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """One row per row of the boundary pack whose recording has audio; scores from the window alone."""
     model, rate_hz = setup.model, setup.model.definition.rate_hz
-    known = setup.index.select("source_set", "session_id", "audio_path", "coverage").rows_by_key(["source_set", "session_id"], named=True, unique=True)
+    known = setup.index.select("source_set", "session_id", "audio_path", "coverage").rows_by_key(
+        ["source_set", "session_id"], named=True, unique=True
+    )
     components = {row["event_id"]: row["components"] for row in setup.events.select("event_id", "components").iter_rows(named=True)}
     by_session: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in pack:
@@ -247,7 +251,9 @@ def predict_openset(setup: _Setup, listings: Sequence[Path]) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     scores: list[NDArray[np.float32]] = []
     test = setup.index.filter(pl.col("split") == "test")
-    events = setup.events.join(test.select("source_set", "session_id", "audio_path"), on=["source_set", "session_id"], how="inner", suffix="_found")
+    events = setup.events.join(
+        test.select("source_set", "session_id", "audio_path"), on=["source_set", "session_id"], how="inner", suffix="_found"
+    )
     chosen = sorted(events["event_id"], key=lambda name: keyed_order(0, name))[:MAX_KNOWN]
     wanted = events.filter(pl.col("event_id").is_in(chosen)).sort("source_set", "session_id", "onset_time")
     before, after = (round(s * rate_hz) for s in KNOWN_WINDOW_S)
@@ -263,10 +269,21 @@ def predict_openset(setup: _Setup, listings: Sequence[Path]) -> pl.DataFrame:
     for listing in listings:
         for row in csv.DictReader(io.StringIO(listing.read_text(encoding="utf-8"))):
             if row["is_known"] not in ("true", "false"):
-                raise InputError(f"is_known is {row['is_known']!r}; true or false is due", code="bad-metadata", where=f"{listing.name}: {row['id']}")
+                raise InputError(
+                    f"is_known is {row['is_known']!r}; true or false is due", code="bad-metadata", where=f"{listing.name}: {row['id']}"
+                )
             clip = read_mono(contain(listing.parent, row["file"]), rate_hz).samples
             scores.append(_window_probabilities(model, [clip])[0].max(axis=0))
-            rows.append({"sample_id": row["id"], "event_id": None, "session_id": None, "group_id": None, "is_known": row["is_known"] == "true", "family": row["family"]})
+            rows.append(
+                {
+                    "sample_id": row["id"],
+                    "event_id": None,
+                    "session_id": None,
+                    "group_id": None,
+                    "is_known": row["is_known"] == "true",
+                    "family": row["family"],
+                }
+            )
     schema: dict[str, Any] = {
         "sample_id": pl.String, "event_id": pl.String, "session_id": pl.String, "group_id": pl.String, "is_known": pl.Boolean, "family": pl.String,
     }  # fmt: skip

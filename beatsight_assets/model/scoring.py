@@ -54,10 +54,20 @@ class Counts:
 
     def to_json(self) -> dict[str, float | int | None]:
         """Figures and counts."""
-        return {"precision": self.precision, "recall": self.recall, "f1": self.f1, "support": self.support, "tp": self.tp, "fp": self.fp, "fn": self.fn}
+        return {
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1": self.f1,
+            "support": self.support,
+            "tp": self.tp,
+            "fp": self.fp,
+            "fn": self.fn,
+        }
 
 
-def match_onsets(truth_us: NDArray[np.int64], heard_us: NDArray[np.int64], tolerance_us: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def match_onsets(
+    truth_us: NDArray[np.int64], heard_us: NDArray[np.int64], tolerance_us: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Largest one-to-one matching of two sorted lists of instants whose partners lie at most `tolerance_us` apart (inclusive).
 
     Returns the positions (in truth, in heard) of the pairs. Walking both lists and pairing the earliest that fit is optimal, because every
@@ -113,7 +123,9 @@ class Judged:
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def drop_unknown(heard: Onsets, known: NDArray[np.bool_], unknown_us: NDArray[np.int64], unknown_index: NDArray[np.int64], tolerance_us: int) -> Onsets:
+def drop_unknown(
+    heard: Onsets, known: NDArray[np.bool_], unknown_us: NDArray[np.int64], unknown_index: NDArray[np.int64], tolerance_us: int
+) -> Onsets:
     """Reported hits about which the truth says something: the class is known to the source, and no unspecified hit of its family is near."""
     keep = known[heard.index]
     for at, index in zip(unknown_us, unknown_index, strict=True):

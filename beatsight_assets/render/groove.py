@@ -101,7 +101,7 @@ def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxono
 def _render_batch(work: tuple[Path, tuple[Job, ...], Path, dict[str, Any], int]) -> list[tuple[str, bytes, bytes]]:
     root, jobs, taxonomy_path, options, seed = work
     taxonomy = Taxonomy.at(taxonomy_path)
-    kit = synth.Kit.from_seed(jobs[0].kit_id, seed)
+    kit = synth.Kit.from_seed(jobs[0].kit_id, seed, wide=True)
     made = []
     for job in jobs:
         midi_bytes = _as_beatsight(root, job, taxonomy, options)

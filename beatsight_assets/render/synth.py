@@ -110,8 +110,12 @@ class Kit:
     shots: dict[tuple[str, int, int, int, int], F64] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def from_seed(kit_id: str, seed: int) -> Kit:
-        """Draw a kit; equal `kit_id` and `seed` give equal kits, different ones differ in every piece."""
+    def from_seed(kit_id: str, seed: int, *, wide: bool = False) -> Kit:
+        """Draw a kit; equal arguments give equal kits, different ones differ in every piece.
+
+        `wide` draws rooms, dark tilts, dynamics and balances as different as on records: for many kits that are to prepare for real
+        audio (design/model_plan.md, levers). Eight kits of the demo learn more from the narrow ones.
+        """
         plates, hat_closed_s, hat_open_s = _draw_plates(_Draw(seed, kit_id, "plates"))
         draw = _Draw(seed, kit_id, "levels")
         return Kit(
@@ -121,10 +125,10 @@ class Kit:
             plates=plates,
             hat_closed_s=hat_closed_s,
             hat_open_s=hat_open_s,
-            levels={name: 10 ** (db / 20) * draw.db(-2, 2) for name, db in LEVELS_DB.items()},
-            dynamics_db=draw.flat(11, 17),
+            levels={name: 10 ** (db / 20) * (draw.db(-8, 4) if wide else draw.db(-2, 2)) for name, db in LEVELS_DB.items()},
+            dynamics_db=draw.flat(16, 32) if wide else draw.flat(11, 17),
             brightness=draw.flat(0.4, 0.9),
-            bus=_draw_bus(_Draw(seed, kit_id, "bus")),
+            bus=_draw_bus(_Draw(seed, kit_id, "bus"), wide),
         )
 
 
@@ -305,7 +309,21 @@ def _draw_plates(draw: _Draw) -> tuple[dict[str, Plate], Seconds, Seconds]:
     return plates, closed_s, open_s
 
 
-def _draw_bus(draw: _Draw) -> Bus:
+def _draw_bus(draw: _Draw, wide: bool) -> Bus:
+    if wide:  # dark tilt 0..-17 dB at the top, rooms, compression and drive: the levers that helped on real audio
+        return Bus(
+            low_db=draw.flat(-6, 6),
+            mid_db=draw.flat(-6, 6),
+            mid_hz=draw.log(200, 4000),
+            tilt_db=draw.flat(-17, 0),
+            room=draw.db(-30, -8),
+            room_s=draw.log(0.15, 1.0),
+            predelay_s=draw.flat(0.002, 0.02),
+            drive=draw.log(0.2, 3.0),
+            ratio=draw.flat(1.0, 4.0),
+            release_s=draw.log(0.06, 0.25),
+            hiss=draw.db(-88, -54),
+        )
     return Bus(
         low_db=draw.flat(-3, 3),
         mid_db=draw.flat(-3, 3),

@@ -42,14 +42,13 @@ BATCH_HITS = 250_000  # per assembled frame: columns large enough to be fast, sm
 MIN_ONSETS_WITH_AUDIO_SHARE = 0.05  # design/reliability.md section 5: warning `onsets_in_file`
 QUARANTINE_WARN_SHARE = 0.01  # design/reliability.md section 4
 
-PROVENANCE_SCHEMA = pl.Schema(
-    {
-        "source_set": pl.String, "session_id": pl.String, "group_id": pl.String, "license_ref": pl.String, "sample_paths": pl.List(pl.String),
-        "hashes": pl.List(pl.Struct({"path": pl.String, "sha256": pl.String, "bytes": pl.Int64})), "ingestion_module": pl.String,
-        "code_version": pl.String, "taxonomy_version": pl.Int64, "note_map": pl.String, "processing_chain": pl.List(pl.String),
-        "coverage": pl.List(pl.String), "event_count": pl.Int64, "hit_count": pl.Int64, "facts": pl.String, "issues": pl.String, "notes": pl.String,
-    }
-)  # fmt: skip
+_PROVENANCE_COLUMNS: dict[str, Any] = {
+    "source_set": pl.String, "session_id": pl.String, "group_id": pl.String, "license_ref": pl.String, "sample_paths": pl.List(pl.String),
+    "hashes": pl.List(pl.Struct({"path": pl.String, "sha256": pl.String, "bytes": pl.Int64})), "ingestion_module": pl.String,
+    "code_version": pl.String, "taxonomy_version": pl.Int64, "note_map": pl.String, "processing_chain": pl.List(pl.String),
+    "coverage": pl.List(pl.String), "event_count": pl.Int64, "hit_count": pl.Int64, "facts": pl.String, "issues": pl.String, "notes": pl.String,
+}  # fmt: skip
+PROVENANCE_SCHEMA = pl.Schema(_PROVENANCE_COLUMNS)
 QUARANTINE_SCHEMA = pl.Schema(
     {"source_set": pl.String, "path": pl.String, "digest": pl.String, "stage": pl.String, "code": pl.String, "message": pl.String}
 )
@@ -268,7 +267,7 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
     partners = set(silent_set_aside)
     unexplained = [c for c in out_of_scope if c not in partners and limit is None and c in listed]
     layout, keep = settings.layout, settings.store
-    outputs = [
+    outputs: list[tuple[str, Path, int | None]] = [
         ("events", keep.publish_frame(layout.events(source_set), frame, metadata=events.parquet_metadata(taxonomy, source_set)).path, frame.height),
         ("provenance", keep.publish_frame(layout.provenance(source_set), pl.DataFrame(provenance, schema=PROVENANCE_SCHEMA).sort("session_id")).path, len(provenance)),
         ("quarantine", keep.publish_frame(layout.quarantine(source_set), quarantine).path, quarantine.height),

@@ -106,12 +106,12 @@ def test_result_carries_values_and_limits_as_numbers(settings: Settings) -> None
     found = results(settings)["class_counts"]
     assert found.passed and found.severity == dg.AssetCheckSeverity.ERROR
     assert {k: v.value for k, v in found.metadata.items() if isinstance(v, dg.FloatMetadataValue)} == {
-        "value[min_class_count[kick]]": 30.0,
-        "limit[min_class_count[kick]]": 20.0,
-        "value[min_class_count[snare]]": 25.0,
-        "limit[min_class_count[snare]]": 20.0,
+        "min_class_count[kick] · value": 30.0,
+        "min_class_count[kick] · limit": 20.0,
+        "min_class_count[snare] · value": 25.0,
+        "min_class_count[snare] · limit": 20.0,
     }
-    assert {"digest", "rules"} <= set(found.metadata)
+    assert {"digest", "all rules"} <= set(found.metadata)
 
 
 def test_without_receipt_nothing_passes(settings: Settings) -> None:

@@ -23,7 +23,9 @@ FRAMES = definition("frames/1")
 def digests(root: Path) -> dict[str, str]:
     """Digest of every file of the cache."""
     folder = root / "features"
-    return {p.relative_to(folder).as_posix(): store.hash_file(p) for p in sorted(folder.rglob("*")) if p.suffix in (".npy", ".parquet", ".json")}
+    return {
+        p.relative_to(folder).as_posix(): store.hash_file(p) for p in sorted(folder.rglob("*")) if p.suffix in (".npy", ".parquet", ".json")
+    }
 
 
 def test_every_recording_is_cached_and_indexed(settings: Settings) -> None:

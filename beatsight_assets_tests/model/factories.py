@@ -49,9 +49,16 @@ def make_root(settings: Settings, *, seconds: float = 4.0, seed: int = 1, splits
         rng = rng_for(seed, "take", str(i))
         onsets_s = np.round(np.arange(0.1, seconds - 0.2, 0.19) + rng.uniform(0, 0.02), 6)
         voices = rng.integers(0, len(LABELS), len(onsets_s))
-        settings.store.publish(settings.layout.raw(SOURCE_SET) / f"audio/t{i}.wav", write_wav(play(onsets_s, voices, seconds, rng), RATE_HZ))
+        settings.store.publish(
+            settings.layout.raw(SOURCE_SET) / f"audio/t{i}.wav", write_wav(play(onsets_s, voices, seconds, rng), RATE_HZ)
+        )
         session = Session(
-            session_id=f"audio/t{i}.wav", group_id=f"demo:t{i}", kit_id=f"{split}_kit", is_synthetic=True, audio_path=f"audio/t{i}.wav", split_hint=split
+            session_id=f"audio/t{i}.wav",
+            group_id=f"demo:t{i}",
+            kit_id=f"{split}_kit",
+            is_synthetic=True,
+            audio_path=f"audio/t{i}.wav",
+            split_hint=split,
         )
         openness = np.where(voices == 2, 0.1, np.nan).astype(np.float32)
         hits = Hits(

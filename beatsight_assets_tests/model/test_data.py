@@ -34,7 +34,13 @@ FRAMES_1 = definition("frames/1")
 def hits(*rows: tuple[float, str, str | None]) -> pl.DataFrame:
     """Hits as (onset_s, label, variant)."""
     return pl.DataFrame(
-        {"onset_s": [r[0] for r in rows], "label": [r[1] for r in rows], "velocity": [0.5] * len(rows), "openness": [None] * len(rows), "instrument_variant": [r[2] for r in rows]},
+        {
+            "onset_s": [r[0] for r in rows],
+            "label": [r[1] for r in rows],
+            "velocity": [0.5] * len(rows),
+            "openness": [None] * len(rows),
+            "instrument_variant": [r[2] for r in rows],
+        },
         schema={"onset_s": pl.Float64, "label": pl.String, "velocity": pl.Float32, "openness": pl.Float32, "instrument_variant": pl.String},
     )
 
@@ -88,7 +94,14 @@ def test_targets_are_soft_in_time_and_masked_where_unknown() -> None:
 
 def test_hits_at_the_edges_stay_inside() -> None:
     """A hit in the first frame loses its front, a hit past the end is left out."""
-    truth = Truth(np.array([0.0, 0.5]), np.array([0, 0]), *(np.full(2, np.nan, dtype=np.float32),) * 2, np.array([True]), np.empty(0), np.empty(0, dtype=np.int64))
+    truth = Truth(
+        np.array([0.0, 0.5]),
+        np.array([0, 0]),
+        *(np.full(2, np.nan, dtype=np.float32),) * 2,
+        np.array([True]),
+        np.empty(0),
+        np.empty(0, dtype=np.int64),
+    )
     onset, *_ = frame_targets(truth, 20, 1, 100.0)
     assert onset[:, 0].astype(float).round(3).tolist() == [1.0, 0.6] + [0.0] * 18
 

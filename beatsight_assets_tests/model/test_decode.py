@@ -48,7 +48,16 @@ def column(*values: float) -> np.ndarray:
         ((0.4, 0.49, 0.4), []),
         ((0.5,), [0]),
     ],
-    ids=["a maximum", "at the start", "at the end", "first of a plateau", "two frames apart is one", "three apart are two", "below", "exactly the threshold"],
+    ids=[
+        "a maximum",
+        "at the start",
+        "at the end",
+        "first of a plateau",
+        "two frames apart is one",
+        "three apart are two",
+        "below",
+        "exactly the threshold",
+    ],
 )
 def test_peaks(values: tuple[float, ...], frames: list[int]) -> None:
     """What is a peak and what is not."""
@@ -66,7 +75,9 @@ def test_hits_carry_time_score_velocity_and_openness() -> None:
     """Sorted by onset, whole microseconds, openness on hats only."""
     onset = np.full((30, 2), -6.0, dtype=np.float32)
     onset[20, 0], onset[10, 1] = 3.0, 2.0
-    outputs = FrameOutputs(onset, np.full((30, 2), 0.25, dtype=np.float32), np.full(30, 0.75, dtype=np.float32), np.zeros(30, dtype=np.float32))
+    outputs = FrameOutputs(
+        onset, np.full((30, 2), 0.25, dtype=np.float32), np.full(30, 0.75, dtype=np.float32), np.zeros(30, dtype=np.float32)
+    )
     hits = decode_outputs(model(), outputs, lowest=0.5)
     assert hits.labels == ["hihat_closed", "kick"] and hits.onset_s.tolist() == [0.1, 0.2]
     assert hits.openness[0] == 0.75 and np.isnan(hits.openness[1]) and hits.velocity.tolist() == [0.25, 0.25]

@@ -34,7 +34,9 @@ def names(columns: list[int]) -> set[str]:
 
 def test_masked_classes_have_neither_label_nor_score() -> None:
     """An unspecified hat masks the hats; a source without toms masks the toms; the kick stays."""
-    present, masked = class_columns(VIEW, TAXONOMY, [component("kick"), component("hihat_closed", "unspecified")], ["kick", "snare", "hihat"])
+    present, masked = class_columns(
+        VIEW, TAXONOMY, [component("kick"), component("hihat_closed", "unspecified")], ["kick", "snare", "hihat"]
+    )
     assert names(present) == {"kick"}
     assert {"hihat_closed", "hihat_open", "tom_mid", "crash"} <= names(masked) and "snare" not in names(masked)
     scores = score_column(np.full((2, 18), 0.5, dtype=np.float32), [masked, []], VIEW.classes)
@@ -55,7 +57,9 @@ def with_openset(settings: Settings, is_known: str = "false") -> None:
     tone = 0.3 * np.sin(2 * np.pi * 700 * np.arange(RATE_HZ // 2) / RATE_HZ)
     for name in ("a", "b"):
         store.publish(folder / f"openset/{name}.wav", write_wav(tone, RATE_HZ))
-    store.publish(folder / "openset.csv", f"id,is_known,family,file\na,{is_known},tone,openset/a.wav\nb,false,tone,openset/b.wav\n".encode())
+    store.publish(
+        folder / "openset.csv", f"id,is_known,family,file\na,{is_known},tone,openset/a.wav\nb,false,tone,openset/b.wav\n".encode()
+    )
 
 
 def test_every_part_is_written_in_the_form_that_readiness_reads(settings: Settings) -> None:
@@ -66,7 +70,10 @@ def test_every_part_is_written_in_the_form_that_readiness_reads(settings: Settin
     train.run(settings, options(overrides={"epochs": 1}))
     boundary.run(settings)
     report = predict.run(settings)
-    tables = {role.removeprefix("predictions_"): read_samples(settings.layout.root / report.output(role).path) for role in (a.role for a in report.outputs)}
+    tables = {
+        role.removeprefix("predictions_"): read_samples(settings.layout.root / report.output(role).path)
+        for role in (a.role for a in report.outputs)
+    }
     assert set(tables) == {"val", "test", "boundary", "openset"}
     test_events = frame.filter(pl.col("session_id").is_in(["audio/t4.wav", "audio/t5.wav"]))
     assert sorted(tables["test"]["event_id"]) == sorted(test_events["event_id"])

@@ -15,7 +15,9 @@ TIMES = st.lists(st.integers(0, 2_000).map(lambda t: t * 1_000), max_size=60).ma
 def onsets(*pairs: tuple[int, int], score: list[float] | None = None) -> Onsets:
     """Onsets as (us, class)."""
     return Onsets(
-        np.array([p[0] for p in pairs], dtype=np.int64), np.array([p[1] for p in pairs], dtype=np.int64), None if score is None else np.array(score, dtype=np.float32)
+        np.array([p[0] for p in pairs], dtype=np.int64),
+        np.array([p[1] for p in pairs], dtype=np.int64),
+        None if score is None else np.array(score, dtype=np.float32),
     )
 
 

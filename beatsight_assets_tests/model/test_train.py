@@ -18,7 +18,7 @@ from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets_tests.model.factories import make_root, warm
 
 TINY: dict[str, Any] = {
-    "epochs": 4, "batch_size": 4, "window_frames": 64, "max_audio_s_per_epoch": 8.0, "stem": (8, 8, 8), "width": 16, "dilations": (1, 2), "threads": 1,
+    "epochs": 4, "batch_size": 4, "window_frames": 64, "audio_s_per_epoch": 8.0, "stem": (8, 8, 8), "width": 16, "dilations": (1, 2), "threads": 1,
 }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_the_schedule_warms_up_and_comes_down() -> None:
     """Linear up, half a cosine down, the minimum after the end."""
-    hyper = Hyper(epochs=1, max_audio_s_per_epoch=1.0, learning_rate=1.0, min_learning_rate=0.1, warmup_share=0.1)
+    hyper = Hyper(epochs=1, audio_s_per_epoch=1.0, learning_rate=1.0, min_learning_rate=0.1, warmup_share=0.1)
     rates = [learn.learning_rate_at(step, 100, hyper) for step in range(130)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0, abs=1e-3)
     assert int(np.argmax(rates)) in (9, 10) and (np.diff(rates[10:]) <= 1e-12).all()
@@ -168,9 +168,9 @@ def test_the_schedule_warms_up_and_comes_down() -> None:
 
 def test_the_cap_on_audio_per_epoch_holds() -> None:
     """Ruling 33: however much there is, an epoch hears no more than the preset says (to the next whole step)."""
-    hyper = Hyper(epochs=1, batch_size=16, window_frames=256, max_audio_s_per_epoch=300.0, learning_rate=1.0)
-    assert hyper.steps_per_epoch(10_000.0, 100.0) == 8
-    assert hyper.steps_per_epoch(60.0, 100.0) == 2
+    hyper = Hyper(epochs=1, batch_size=16, window_frames=256, audio_s_per_epoch=300.0, learning_rate=1.0)
+    assert hyper.steps_per_epoch(100.0) == 8
+    assert hyper.model_copy(update={"audio_s_per_epoch": 1.0}).steps_per_epoch(100.0) == 1
 
 
 def test_masked_classes_do_not_move_the_loss() -> None:

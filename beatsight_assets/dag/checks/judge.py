@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from beatsight_assets.dag.checks.table import CHECKS, NOT_REQUIRED, Check, checks_of
-from beatsight_assets.dag.metadata import bullet_list, is_number, markdown_table
+from beatsight_assets.dag.metadata import MAX_INLINE, bullet_list, is_number, markdown_table, rounded
 from beatsight_assets.dag.resources import Lake
 from beatsight_assets.errors import InputError
 from beatsight_assets.settings import Settings
@@ -79,22 +79,28 @@ def load(settings: Settings, asset: str, partition: str | None) -> Report | Answ
 
 
 def as_result(check: Check, found: Answer, digest: str | None) -> dg.AssetCheckResult:
-    """An answer as Dagster keeps it: every value and every limit is a number with a history."""
+    """An answer as Dagster keeps it: every value and every limit is a number with a history, side by side (the UI sorts by name)."""
     described: dict[str, Any] = {}
     for rule in found.rules:
-        described |= {f"value[{rule.name}]": float(rule.value)} if is_number(rule.value) else {}
-        described |= {f"limit[{rule.name}]": float(rule.limit)} if is_number(rule.limit) else {}
+        described |= {f"{rule.name} · {what}": float(rounded(v)) for what, v in (("limit", rule.limit), ("value", rule.value)) if is_number(v)}
     if len(found.rules) > 1:
-        rows = [("waived" if r.waived else "pass" if r.passed else "FAIL", r.name, r.value, shown(r.limit), r.detail) for r in found.rules]
-        described["rules"] = dg.MetadataValue.md(markdown_table(("", "rule", "value", "limit", "detail"), rows))
+        described["all rules"] = dg.MetadataValue.md(rules_table(found.rules))
     if found.reasons:
-        described["reasons"] = dg.MetadataValue.md(bullet_list(found.reasons))
+        described["against"] = dg.MetadataValue.md(bullet_list(found.reasons))
     if digest:
         described["digest"] = digest
     severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
     return dg.AssetCheckResult(
         passed=found.passed, asset_key=check.asset, check_name=check.name, severity=severity, description=found.text, metadata=described
     )
+
+
+def rules_table(rules: Sequence[Rule]) -> str:
+    """Rules as a table, failed ones first; without their explanations where these would make the UI fold it."""
+    ordered = sorted(rules, key=lambda r: r.passed)
+    rows = [("waived" if r.waived else "pass" if r.passed else "FAIL", r.name, shown(r.value), shown(r.limit), r.detail) for r in ordered]
+    full = markdown_table(("", "rule", "value", "limit", "detail"), rows)
+    return full if len(full) < MAX_INLINE else markdown_table(("", "rule", "value", "limit"), [r[:4] for r in rows])
 
 
 def answers(settings: Settings, asset: str, partition: str | None, names: Iterable[str]) -> Iterator[dg.AssetCheckResult]:
