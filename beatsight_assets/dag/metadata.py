@@ -18,6 +18,7 @@ from beatsight_assets.verdict import shown
 MAX_INLINE = 1_000  # characters: the UI folds longer Markdown behind "[Show Markdown]"
 MAX_BARS = 24  # 18 bytes of path each: the SVG stays below 600 bytes, its data URI below MAX_INLINE
 MAX_TABLE_ROWS = 48
+PLOTTED = ("f1", "val_f1", "weight")  # columns that say more than a count beside them
 EVENT_TABLES = ("events", "merged_manifest", "annotated_manifest")
 INK = "#3d6fd6"
 SVG = "http://www.w3.org/2000/svg"
@@ -37,7 +38,7 @@ def describe(settings: Settings, report: Report) -> dict[str, Any]:
     facts = {k: v for k, v in report.facts.items() if v not in (None, "", {}, [])}
     found |= {k: rounded(v) if is_number(v) else _cell(v) for k, v in facts.items() if not isinstance(v, (list, tuple, dict))}
     if report.table and report.table.rows:
-        found["table"] = dg.MetadataValue.md(markdown_table(report.table.columns, report.table.rows[:MAX_TABLE_ROWS]))
+        found["table"] = dg.MetadataValue.md(markdown_table(report.table.columns, thinned(report.table.rows, MAX_TABLE_ROWS)))
         bars = bars_of(report.table)
         if bars:
             found["chart"] = dg.MetadataValue.md(small_chart(*bars))
@@ -118,18 +119,25 @@ def _cell(value: Any) -> str:
 
 
 def bars_of(table: Table) -> tuple[str, str, list[tuple[str, float]]] | None:
-    """(name of the figures, name of the labels, bars) when the table has a text column first and a number column; else None."""
-    if len(table.rows) < 2 or not all(isinstance(r[0], str) for r in table.rows):
+    """(name of the figures, name of the labels, bars): of a column in PLOTTED, else of the first with numbers; None when bars would not show it."""
+    if len(table.rows) < 2:
         return None
-    for i, name in enumerate(table.columns):
-        if i and all(is_number(r[i]) and r[i] >= 0 for r in table.rows):
-            return name, table.columns[0], [(str(r[0]), float(r[i])) for r in table.rows[:MAX_TABLE_ROWS]]
-    return None
+    numeric = [c for i, c in enumerate(table.columns) if i and all(is_number(r[i]) and r[i] >= 0 for r in table.rows)]
+    name = next((c for c in PLOTTED if c in numeric), numeric[0] if numeric else None)
+    if name is None:
+        return None
+    column = table.columns.index(name)
+    return name, table.columns[0], [(str(r[0]), float(r[column])) for r in thinned(table.rows, MAX_TABLE_ROWS)]
+
+
+def thinned(rows: Sequence[Any], n: int) -> list[Any]:
+    """At most `n` of the rows, evenly spaced, with the first and the last."""
+    return list(rows) if len(rows) <= n else [rows[i * (len(rows) - 1) // (n - 1)] for i in range(n)]
 
 
 def small_chart(figure: str, label: str, bars: Sequence[tuple[str, float]]) -> str:
     """Bars that the UI draws in place: a line of text and an SVG data URI, in all below MAX_INLINE characters."""
-    drawn = list(bars[:MAX_BARS])
+    drawn = thinned(bars, MAX_BARS)
     top = max(v for _, v in drawn) or 1.0
     step = 288 // len(drawn)
     path = "".join(f"M{i * step} 60v-{max(1, round(58 * v / top))}h{step - 2}V60z" for i, (_, v) in enumerate(drawn))

@@ -36,6 +36,12 @@ CASES: dict[str, tuple[Check, Report, bool, str]] = {
         False,
         "(and 1 more)",
     ),
+    "many rules name the closest": (
+        HEALTH["class_counts"],
+        health(Rule.at_least("min_counts[a]", 90, 5), Rule.at_least("min_counts[b]", 6, 5)),
+        True,
+        "all 2 rules hold; nearest to its limit: min_counts[b] 6, limit 5",
+    ),
     "a family without rules": (HEALTH["required_labels"], health(Rule.at_most("duplication_rate", 0.0, 0.005)), True, NO_LIMIT),
     "a reason against the verdict makes every check red": (
         HEALTH["duplication_rate"],

@@ -77,10 +77,19 @@ def test_full_chart_is_well_formed(bars: list[tuple[str, float]], name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "table",
-    [Table(("name", "note"), (("a", "b"), ("c", "d"))), Table(("n", "m"), ((1, 2), (3, 4))), Table(("name", "n"), (("a", 1),)), Table(("name", "n"), (("a", 1), ("b", -1)))],
-    ids=["no numbers", "no names", "one row", "below zero"],
+    ("table", "plotted"),
+    [
+        (Table(("class", "hits", "f1"), (("kick", 9, 0.9), ("snare", 8, 0.8))), "f1"),
+        (Table(("dataset", "events", "groups"), (("a", 9, 1), ("b", 8, 2))), "events"),
+        (Table(("epoch", "train_loss", "val_f1"), tuple((i, 1.0, 0.5) for i in range(200))), "val_f1"),
+        (Table(("name", "note"), (("a", "b"), ("c", "d"))), None),
+        (Table(("name", "n"), (("a", 1),)), None),
+        (Table(("name", "n"), (("a", 1), ("b", -1))), None),
+    ],
+    ids=["the score", "the first count", "a curve", "no numbers", "one row", "below zero"],
 )
-def test_tables_without_bars(table: Table) -> None:
-    """A table that bars would not show gets no chart."""
-    assert bars_of(table) is None
+def test_what_bars_show(table: Table, plotted: str | None) -> None:
+    """The chart shows the figure that says most; a table that bars would not show gets none."""
+    bars = bars_of(table)
+    assert (bars and bars[0]) == plotted
+    assert bars is None or (bars[2][0][0], bars[2][-1][0]) == (str(table.rows[0][0]), str(table.rows[-1][0]))

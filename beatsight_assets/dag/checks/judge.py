@@ -49,7 +49,16 @@ def answer(check: Check, report: Report, required: Sequence[str]) -> Answer:
         return Answer(True, rules[0].detail, rules)
     if len(rules) == 1:
         return Answer(True, f"{shown(rules[0].value)}, limit {shown(rules[0].limit)}. {rules[0].detail}", rules)
-    return Answer(True, f"all {len(rules)} rules hold", rules)
+    return Answer(True, f"all {len(rules)} rules hold{_closest(rules)}", rules)
+
+
+def _closest(rules: Sequence[Rule]) -> str:
+    """The rule that came nearest to its limit: where a person would look first."""
+    judged = [(r.name, v, w) for r in rules if not r.waived and is_number(v := r.value) and is_number(w := r.limit) and w]
+    if not judged:
+        return ""
+    name, value, limit = min(judged, key=lambda r: abs(r[1] - r[2]) / abs(r[2]))
+    return f"; nearest to its limit: {name} {shown(value)}, limit {shown(limit)}"
 
 
 def rules_of(check: Check, verdict: Verdict) -> list[Rule]:
@@ -96,11 +105,16 @@ def as_result(check: Check, found: Answer, digest: str | None) -> dg.AssetCheckR
 
 
 def rules_table(rules: Sequence[Rule]) -> str:
-    """Rules as a table, failed ones first; without their explanations where these would make the UI fold it."""
-    ordered = sorted(rules, key=lambda r: r.passed)
-    rows = [("waived" if r.waived else "pass" if r.passed else "FAIL", r.name, shown(r.value), shown(r.limit), r.detail) for r in ordered]
-    full = markdown_table(("", "rule", "value", "limit", "detail"), rows)
-    return full if len(full) < MAX_INLINE else markdown_table(("", "rule", "value", "limit"), [r[:4] for r in rows])
+    """Rules as a table, failed ones first. What they share goes into the head, and explanations go where the UI would fold the table."""
+    families = {r.name.partition("[")[0] for r in rules}
+    is_one = len(families) == 1 and all("[" in r.name for r in rules)
+    head = ("", families.pop() if is_one else "rule", "value", "limit", "detail")
+    rows = []
+    for rule in sorted(rules, key=lambda r: r.passed):
+        name = rule.name.partition("[")[2][:-1] if is_one else rule.name
+        rows.append(("waived" if rule.waived else "pass" if rule.passed else "FAIL", name, shown(rule.value), shown(rule.limit), rule.detail))
+    full = markdown_table(head, rows)
+    return full if len(full) < MAX_INLINE else markdown_table(head[:4], [r[:4] for r in rows])
 
 
 def answers(settings: Settings, asset: str, partition: str | None, names: Iterable[str]) -> Iterator[dg.AssetCheckResult]:
