@@ -283,7 +283,11 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
     bucket = np.where(stated_bucket >= 0, stated_bucket, bucket_ids(velocity[kept]))
     has_openness = np.array([v.label in HIHATS_WITH_OPENNESS for v in table] or [False])[kept_voice]
     kept_openness = np.where(has_openness, openness[kept], np.float32(np.nan))
-    n_null = np.bincount(session[kept][has_openness & np.isnan(kept_openness)], minlength=n_sessions) if len(kept) else np.zeros(n_sessions, np.int64)
+    n_null = (
+        np.bincount(session[kept][has_openness & np.isnan(kept_openness)], minlength=n_sessions)
+        if len(kept)
+        else np.zeros(n_sessions, np.int64)
+    )
     components = _structs(
         {
             "label": _dictionary([v.label for v in table], kept_voice),
@@ -334,7 +338,10 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
         "techniques": _techniques(batch, table, voice, kept_event, kept, event, by_time, n_events),
         "split_hint": told(lambda s: s.split_hint),
         "context_ms": pa.StructArray.from_arrays(
-            [pa.array(np.array([s.context_ms[i] for s, _ in batch], dtype=np.float32)[event_session] if n_events else [], pa.float32()) for i in (0, 1)],
+            [
+                pa.array(np.array([s.context_ms[i] for s, _ in batch], dtype=np.float32)[event_session] if n_events else [], pa.float32())
+                for i in (0, 1)
+            ],
             names=["pre", "post"],
         ),
         "mix_context": told(lambda s: s.mix_context),
@@ -438,7 +445,9 @@ def _techniques(
     for e in sorted(found):
         counts[e] = len(found[e])
         values += sorted(found[e])
-    return pa.LargeListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64()), pa.array(values, pa.large_string()))
+    return pa.LargeListArray.from_arrays(
+        pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64()), pa.array(values, pa.large_string())
+    )
 
 
 def _extras(
@@ -456,7 +465,9 @@ def _extras(
     special = np.flatnonzero(spread | (collapsed > 0))
     values = [f"{{{text}}}" for text in told]
     deltas, bounds = delta_us.tolist(), offsets.tolist()
-    for e, s, n, is_spread in zip(special.tolist(), event_session[special].tolist(), collapsed[special].tolist(), spread[special].tolist(), strict=True):
+    for e, s, n, is_spread in zip(
+        special.tolist(), event_session[special].tolist(), collapsed[special].tolist(), spread[special].tolist(), strict=True
+    ):
         front = f'"collapsed_hits":{n},' if n else ""
         back = f',"offsets_us":[{",".join(map(str, deltas[bounds[e] : bounds[e + 1]]))}]' if is_spread else ""
         values.append(f"{{{front}{told[s]}{back}}}")
@@ -607,10 +618,7 @@ def find_violations(frame: pl.DataFrame, taxonomy: Taxonomy, *, limit: int = 20)
     velocity, openness = pl.col("velocity"), pl.col("openness")
     fits = pl.coalesce(
         pl.when(velocity.is_null()).then(pl.col("dynamic_bucket").is_in(["unknown", "ghost"])),
-        *(
-            pl.when(velocity.cast(pl.Float64) <= top + LIMIT_SLACK).then(pl.col("dynamic_bucket") == name)
-            for name, top in BUCKET_LIMITS
-        ),
+        *(pl.when(velocity.cast(pl.Float64) <= top + LIMIT_SLACK).then(pl.col("dynamic_bucket") == name) for name, top in BUCKET_LIMITS),
     )
     event_rules = {
         "required_fields": pl.any_horizontal([pl.col(c).is_null() for c in REQUIRED]),

@@ -94,7 +94,12 @@ def checked(profile: SamplingProfile) -> SamplingProfile:
 
 
 def derive(
-    frame: pl.DataFrame, profile: SamplingProfile, *, technique_filter: Sequence[str] = (), match_all: bool = False, include_unmatched: bool = False
+    frame: pl.DataFrame,
+    profile: SamplingProfile,
+    *,
+    technique_filter: Sequence[str] = (),
+    match_all: bool = False,
+    include_unmatched: bool = False,
 ) -> Weights:
     """Weights of the groups of a manifest.
 
@@ -177,7 +182,16 @@ def to_json(weights: Weights, profile_name: str, parameters: Mapping[str, Any], 
     }
 
 
-def judge(weights: Weights, profile: SamplingProfile, *, named_sha256: str, manifest_sha256: str, train_groups: Sequence[str], inputs: Sequence[Artifact], gate_profile: str) -> Verdict:
+def judge(
+    weights: Weights,
+    profile: SamplingProfile,
+    *,
+    named_sha256: str,
+    manifest_sha256: str,
+    train_groups: Sequence[str],
+    inputs: Sequence[Artifact],
+    gate_profile: str,
+) -> Verdict:
     """Verdict `sampling`: every weight lies in its bounds, and the weights belong to this manifest and cover its train split.
 
     Parameters
@@ -185,11 +199,18 @@ def judge(weights: Weights, profile: SamplingProfile, *, named_sha256: str, mani
     named_sha256, manifest_sha256 : the manifest the weights name, and the one at hand
     train_groups : values of the group field that occur in split train
     """
-    outside = [g for g, w in weights.groups.items() if not (math.isfinite(w.weight) and profile.min_weight <= w.weight <= profile.max_weight)]
+    outside = [
+        g for g, w in weights.groups.items() if not (math.isfinite(w.weight) and profile.min_weight <= w.weight <= profile.max_weight)
+    ]
     absent = sorted(set(train_groups) - set(weights.groups))
     fits = named_sha256 == manifest_sha256
     rules = (
-        Rule.at_most("weights_in_bounds", float(len(outside)), 0.0, f"groups outside {profile.min_weight:g}..{profile.max_weight:g} {outside[:3] or ''}".strip()),
+        Rule.at_most(
+            "weights_in_bounds",
+            float(len(outside)),
+            0.0,
+            f"groups outside {profile.min_weight:g}..{profile.max_weight:g} {outside[:3] or ''}".strip(),
+        ),
         Rule(
             "weights_match_manifest",
             fits and not absent and bool(train_groups),
@@ -220,7 +241,9 @@ def read_weights(path: Path, manifest_sha256: str) -> tuple[str, dict[str, float
     """
     found = store.read_json(path)
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise InputError("this is no sampling weights file. Write one with: beatsight sampling derive", code="bad-metadata", where=str(path))
+        raise InputError(
+            "this is no sampling weights file. Write one with: beatsight sampling derive", code="bad-metadata", where=str(path)
+        )
     if found["manifest"]["sha256"] != manifest_sha256:
         raise ConfigError(
             f"the weights were derived from manifest {found['manifest']['sha256'][:12]}…, the data come from {manifest_sha256[:12]}…. "
@@ -300,21 +323,33 @@ def run(settings: Settings, options: SamplingOptions = SamplingOptions(), *, pro
         digest = settings.store.sha256(manifest)
         target = settings.layout.report("sampling", "annotated_weights.json")
         settings.store.publish_json(target, to_json(weights, name, parameters, {"path": settings.store.rel(manifest), "sha256": digest}))
-        train = frame.join(pl.read_parquet(splits).filter(pl.col("split") == "train").select("group_id").unique(), on="group_id", how="semi")
-        groups = train.select(pl.coalesce(pl.col(profile.group_field).cast(pl.String), pl.col(FALLBACK_GROUP)).unique()).to_series().to_list()
+        train = frame.join(
+            pl.read_parquet(splits).filter(pl.col("split") == "train").select("group_id").unique(), on="group_id", how="semi"
+        )
+        groups = (
+            train.select(pl.coalesce(pl.col(profile.group_field).cast(pl.String), pl.col(FALLBACK_GROUP)).unique()).to_series().to_list()
+        )
         verdict = judge(
             weights,
             profile,
             named_sha256=store.read_json(target)["manifest"]["sha256"],
             manifest_sha256=digest,
             train_groups=groups,
-            inputs=(Artifact("manifest", settings.store.rel(manifest), digest, frame.height), Artifact("splits", settings.store.rel(splits), settings.store.sha256(splits))),
+            inputs=(
+                Artifact("manifest", settings.store.rel(manifest), digest, frame.height),
+                Artifact("splits", settings.store.rel(splits), settings.store.sha256(splits)),
+            ),
             gate_profile=settings.profile,
         )
         top = sorted(weights.groups.items(), key=lambda item: (-item[1].weight, item[0]))[:20]
         return Outcome(
             outputs=[("sampling_weights", target, len(weights.groups))],
-            figures={"groups": len(weights.groups), "repeated_events": weights.n_repeated, "capped_events": weights.n_capped, **verdict.figures},
+            figures={
+                "groups": len(weights.groups),
+                "repeated_events": weights.n_repeated,
+                "capped_events": weights.n_capped,
+                **verdict.figures,
+            },
             facts={"profile": name, "dropped_groups": list(weights.dropped[:20])},
             verdicts=[verdict],
             table=Table(("group", "events", "weight"), tuple((g, w.count, w.weight) for g, w in top)),

@@ -76,13 +76,17 @@ class View:
         For crash the family meant is `cymbal`: a track named cymbals may hold a ride.
         """
         family = taxonomy.families_meant(label)
-        classes = sorted({self.class_of[c] for c in taxonomy.labels if taxonomy.family(c) in family and c in self.class_of}, key=self.classes.index)
+        classes = sorted(
+            {self.class_of[c] for c in taxonomy.labels if taxonomy.family(c) in family and c in self.class_of}, key=self.classes.index
+        )
         return tuple(classes) if len(classes) > 1 else ()
 
     def covered(self, taxonomy: Taxonomy, coverage: Iterable[str]) -> tuple[str, ...]:
         """Classes a source can express. `coverage` lists components and families; a class counts when any of its components is covered."""
         known = set(coverage)
-        return tuple(c for c in self.classes if any(self.class_of[x] == c and (x in known or taxonomy.family(x) in known) for x in self.class_of))
+        return tuple(
+            c for c in self.classes if any(self.class_of[x] == c and (x in known or taxonomy.family(x) in known) for x in self.class_of)
+        )
 
 
 class Taxonomy:
@@ -105,7 +109,9 @@ class Taxonomy:
             for name, variant in named:
                 if name in self._names:
                     raise ConfigError(
-                        f"alias {name!r} names both {self._names[name][0]} and {label}", code="bad-config", where=file.where(("components", label))
+                        f"alias {name!r} names both {self._names[name][0]} and {label}",
+                        code="bad-config",
+                        where=file.where(("components", label)),
                     )
                 self._names[name] = (label, variant)
         for place, used in (

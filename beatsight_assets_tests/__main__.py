@@ -12,7 +12,10 @@ import time
 
 TESTS = "beatsight_assets_tests"
 STAGES: dict[str, tuple[str, list[str]]] = {
-    "unit": ("facts, properties, goldens, documents", [TESTS, "beatsight_assets", *(f"--ignore={TESTS}/{d}" for d in ("crash", "dag", "e2e"))]),
+    "unit": (
+        "facts, properties, goldens, documents",
+        [TESTS, "beatsight_assets", *(f"--ignore={TESTS}/{d}" for d in ("crash", "dag", "e2e"))],
+    ),
     "crash": ("kill, full disk, torn files", [f"{TESTS}/crash"]),
     "dagster": ("graph, gates, guards, sensors", [f"{TESTS}/dag"]),
     "e2e": ("demo, red demos, browser", [f"{TESTS}/e2e"]),
@@ -21,13 +24,22 @@ STAGES: dict[str, tuple[str, list[str]]] = {
 
 def main(names: list[str]) -> int:
     """Run the stages named (default all) and print what each took; the exit code is 1 when one of them failed."""
-    environment = {**os.environ, "TZ": "UTC", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "POLARS_MAX_THREADS": "2"}
+    environment = {
+        **os.environ,
+        "TZ": "UTC",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "POLARS_MAX_THREADS": "2",
+    }
     rows: list[tuple[str, str, float]] = []
     for name in names or list(STAGES):
         text, arguments = STAGES[name]
         print(f"== {name}: {text}", flush=True)
         started = time.monotonic()
-        code = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments], env=environment).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments], env=environment
+        ).returncode
         rows.append((name, "ok" if code == 0 else f"FAILED ({code})", time.monotonic() - started))
     print("\nstage        result        seconds")
     for name, result, seconds in rows:

@@ -92,7 +92,8 @@ def test_on_a_tie_the_earlier_double_stays() -> None:
 def test_first_event_of_a_real_take_has_its_golden_id() -> None:
     """Case 14: ids are uuid5 of source, session and onset."""
     assert (
-        events.event_id("groove_mididataset", "drummer1/eval_session/1_funk-groove1_138_beat_4-4.mid", 2717) == "d0c7e851-d761-5167-899e-d93dfcb1fb69"
+        events.event_id("groove_mididataset", "drummer1/eval_session/1_funk-groove1_138_beat_4-4.mid", 2717)
+        == "d0c7e851-d761-5167-899e-d93dfcb1fb69"
     )
     assert events.event_id("beatmap", "shared/formats/simple_beat.bsm", 0) == "23932797-95f2-565d-aed9-f37788637c5e"
     frame = frame_of(("kick", 2717, 0.5))
@@ -170,7 +171,11 @@ def _slow_events(rows: list[tuple[str, int, float]]) -> list[tuple[int, list[tup
 
 
 ROWS = st.lists(
-    st.tuples(st.sampled_from(["kick", "snare", "hihat_closed", "crash"]), st.integers(0, 200_000), st.integers(1, 127).map(lambda v: float(np.float32(v / 127)))),
+    st.tuples(
+        st.sampled_from(["kick", "snare", "hihat_closed", "crash"]),
+        st.integers(0, 200_000),
+        st.integers(1, 127).map(lambda v: float(np.float32(v / 127))),
+    ),
     min_size=1,
     max_size=60,
 )
@@ -180,7 +185,10 @@ ROWS = st.lists(
 def test_assembling_equals_the_slow_walk_in_any_order(rows: list[tuple[str, int, float]], shuffle: object) -> None:
     """Columns and loop agree, input order does not matter, every rule of the schema holds, ids are unique."""
     frame = frame_of(*rows)
-    found = [(round(t * 1e6), [(c["label"], c["velocity"]) for c in cs]) for t, cs in zip(frame["onset_time"], frame["components"].to_list(), strict=True)]
+    found = [
+        (round(t * 1e6), [(c["label"], c["velocity"]) for c in cs])
+        for t, cs in zip(frame["onset_time"], frame["components"].to_list(), strict=True)
+    ]
     assert found == _slow_events(rows)
     counts, broken = events.find_violations(frame, TAXONOMY)
     assert broken == [] and sum(counts.values()) == 0
@@ -248,7 +256,9 @@ def test_a_torn_last_line_is_an_error_with_its_number(tmp_path: Path) -> None:
 
 def test_rows_of_older_tools_are_upgraded() -> None:
     """`sample_id` stands in for the id, context is 80/200, unknown keys move into extras."""
-    row = events.upgraded_row({"session_id": "s", "sample_id": "7", "onset_time": 1, "components": [{"label": "kick", "velocity": 0.6}], "room_id": "r1"})
+    row = events.upgraded_row(
+        {"session_id": "s", "sample_id": "7", "onset_time": 1, "components": [{"label": "kick", "velocity": 0.6}], "room_id": "r1"}
+    )
     assert (row["event_id"], row["group_id"], row["context_ms"]) == ("7", "s", {"pre": 80.0, "post": 200.0})
     assert json.loads(row["extras"]) == {"room_id": "r1"}
     assert row["components"][0]["dynamic_bucket"] == "medium"

@@ -122,7 +122,14 @@ def test_weights_equal_a_slow_reference(
 ) -> None:
     """The vectorised derivation equals a loop over rows; events without a group value fall into their session."""
     profile = SamplingProfile(
-        group_field=group_field, dedupe_fields=dedupe, max_per_group=cap, smoothing=smoothing, boosts={"flam": 1.3}, attenuations={"roll": 0.7}, min_weight=0.01, max_weight=5
+        group_field=group_field,
+        dedupe_fields=dedupe,
+        max_per_group=cap,
+        smoothing=smoothing,
+        boosts={"flam": 1.3},
+        attenuations={"roll": 0.7},
+        min_weight=0.01,
+        max_weight=5,
     )
     frame = manifest(groups)
     found = derive(frame, profile)
@@ -160,13 +167,19 @@ def test_small_groups_are_dropped_and_listed() -> None:
 def test_technique_filter() -> None:
     """Any of the techniques counts, all with match_all; unmatched groups vanish, or keep all their events."""
     frame = manifest({"a": [{"techniques": ["flam"]}, {"techniques": ["flam", "roll"]}, {}], "b": plain(4)})
-    counts = {k: {g: w.count for g, w in derive(frame, UNBOUNDED, technique_filter=("flam", "roll"), **o).groups.items()} for k, o in (("any", {}), ("all", {"match_all": True}), ("rest", {"include_unmatched": True}))}
+    counts = {
+        k: {g: w.count for g, w in derive(frame, UNBOUNDED, technique_filter=("flam", "roll"), **o).groups.items()}
+        for k, o in (("any", {}), ("all", {"match_all": True}), ("rest", {"include_unmatched": True}))
+    }
     assert counts == {"any": {"a": 2}, "all": {"a": 1}, "rest": {"a": 2, "b": 4}}
 
 
 def test_what_was_left_out_is_counted() -> None:
     """Repeats and events above the cap are in the totals."""
-    found = derive(manifest({"a": [{"onset_time": 0.0}] * 3 + plain(5)[1:]}), UNBOUNDED.model_copy(update={"dedupe_fields": ("session_id", "onset_time"), "max_per_group": 4}))
+    found = derive(
+        manifest({"a": [{"onset_time": 0.0}] * 3 + plain(5)[1:]}),
+        UNBOUNDED.model_copy(update={"dedupe_fields": ("session_id", "onset_time"), "max_per_group": 4}),
+    )
     assert (found.groups["a"].count, found.n_repeated, found.n_capped) == (4, 2, 1)
 
 
@@ -214,7 +227,13 @@ def test_stage_writes_weights_that_name_their_manifest(settings: Settings) -> No
     with pytest.raises(ConfigError) as caught:
         sampling.read_weights(path, "0" * 64)
     assert caught.value.code == "weights-for-another-manifest"
-    assert store.read_json(path)["totals"] == {"groups": 2, "counted_events": 13, "deduplicated_events": 0, "capped_events": 0, "dropped_groups": 0}
+    assert store.read_json(path)["totals"] == {
+        "groups": 2,
+        "counted_events": 13,
+        "deduplicated_events": 0,
+        "capped_events": 0,
+        "dropped_groups": 0,
+    }
 
 
 def test_a_train_group_without_weight_fails(settings: Settings) -> None:

@@ -75,12 +75,25 @@ def test_an_unspecified_cymbal_masks_rides_too() -> None:
 
 def test_coverage_is_by_component_or_by_family() -> None:
     """A source that knows only three families covers no cymbal."""
-    assert TAXONOMY.view("drums12").covered(TAXONOMY, ("kick", "snare", "hihat")) == ("kick", "snare", "hihat_closed", "hihat_open", "hihat_pedal")
+    assert TAXONOMY.view("drums12").covered(TAXONOMY, ("kick", "snare", "hihat")) == (
+        "kick",
+        "snare",
+        "hihat_closed",
+        "hihat_open",
+        "hihat_pedal",
+    )
 
 
 @pytest.mark.parametrize(
     ("note", "label", "strike"),
-    [(26, "hihat_open", "edge"), (55, "crash", "edge"), (52, "crash2", "edge"), (58, "tom_low", "rim"), (59, "ride_edge", "edge"), (22, "hihat_closed", "edge")],
+    [
+        (26, "hihat_open", "edge"),
+        (55, "crash", "edge"),
+        (52, "crash2", "edge"),
+        (58, "tom_low", "rim"),
+        (59, "ride_edge", "edge"),
+        (22, "hihat_closed", "edge"),
+    ],
 )
 def test_td11_notes_that_general_midi_gets_wrong(note: int, label: str, strike: str) -> None:
     """Case 7: one Groove hit in eight is wrong under a General MIDI table."""

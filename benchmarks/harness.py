@@ -59,7 +59,12 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     before = os.times()
     work()
     after = os.times()
-    return (after.user - before.user) + (after.system - before.system) + (after.children_user - before.children_user) + (after.children_system - before.children_system)
+    return (
+        (after.user - before.user)
+        + (after.system - before.system)
+        + (after.children_user - before.children_user)
+        + (after.children_system - before.children_system)
+    )
 
 
 def wall_seconds(work: Callable[[], object]) -> float:
@@ -69,7 +74,9 @@ def wall_seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - before
 
 
-def alternate(a: Callable[[], object], b: Callable[[], object], *, rounds: int = 3, clock: Callable[[Callable[[], object]], float] = cpu_seconds) -> tuple[float, float]:
+def alternate(
+    a: Callable[[], object], b: Callable[[], object], *, rounds: int = 3, clock: Callable[[Callable[[], object]], float] = cpu_seconds
+) -> tuple[float, float]:
     """Median seconds of a and of b, measured in turns so that a busy machine hits both."""
     times_a, times_b = [], []
     for _ in range(rounds):

@@ -22,7 +22,14 @@ def _files() -> tuple[list[bytes], str]:
     for i in range(200):
         rng = rng_for(1, "bench", str(i))
         onsets = sorted(rng.integers(0, 60_000_000, 250).tolist())
-        made.append(midi.write_midi([(t, int(n), int(v)) for t, n, v in zip(onsets, rng.choice([36, 38, 42, 46, 51], 250), rng.integers(1, 127, 250), strict=True)]))
+        made.append(
+            midi.write_midi(
+                [
+                    (t, int(n), int(v))
+                    for t, n, v in zip(onsets, rng.choice([36, 38, 42, 46, 51], 250), rng.integers(1, 127, 250), strict=True)
+                ]
+            )
+        )
     return made, "200 generated files"
 
 
@@ -64,7 +71,7 @@ def run() -> list[Result]:
     n_hits = _ours(files)
     assert _baseline(files) == n_hits, "both must find every hit"
     ours, theirs = alternate(lambda: _ours(files), lambda: _baseline(files))
-    tenth = files[:: 10]
+    tenth = files[::10]
     small_hits = _ours(tenth)
     small = median(lambda: _ours(tenth), clock=cpu_seconds)
     ratio = theirs / ours
@@ -72,5 +79,3 @@ def run() -> list[Result]:
         Result("P1 midi ingest", "hits", n_hits, n_hits / ours, "mido + uuid5 + json", n_hits / theirs, ratio, growth(small_hits, small, n_hits, ours),
                f">= {GOAL:.0f}x, 0 hits lost", ratio >= GOAL, {"input": name})
     ]  # fmt: skip
-
-

@@ -33,7 +33,9 @@ def run() -> list[Result]:
     labels = rng.choice(["kick", "snare", "hihat_closed", "ride_bow", "tom_low"], len(onsets)).tolist()
     kit = synth.Kit.from_seed("bench", 1)
     nothing = np.full(len(onsets), np.nan, dtype=np.float32)
-    samples = synth.render(kit, onsets, labels, np.full(len(onsets), 0.7, dtype=np.float32), nothing, seed=1, take_id="bench")[: SECONDS * 44_100]
+    samples = synth.render(kit, onsets, labels, np.full(len(onsets), 0.7, dtype=np.float32), nothing, seed=1, take_id="bench")[
+        : SECONDS * 44_100
+    ]
 
     def ours() -> None:
         decode.transcribe_audio(model, samples, 44_100)

@@ -85,7 +85,9 @@ def measure(baseline: Mapping[str, Any], candidate: Mapping[str, Any], ignore_la
         new_gate_failures=tuple(n for n in failing if n not in old or old[n]["passed"]),
         standing_failures=tuple(n for n in failing if n in old and not old[n]["passed"]),
         removed_gates=tuple(n for n in old if n not in new),
-        changed_limits=tuple(f"{n}: {old[n]['limit']} -> {new[n]['limit']}" for n in old if n in new and old[n]["limit"] != new[n]["limit"]),
+        changed_limits=tuple(
+            f"{n}: {old[n]['limit']} -> {new[n]['limit']}" for n in old if n in new and old[n]["limit"] != new[n]["limit"]
+        ),
         lost_techniques=tuple(t for t in baseline["technique_counts"] if t not in candidate["technique_counts"]),
         unknown_label_delta=sum(candidate["unknown_labels"].values()) - sum(baseline["unknown_labels"].values()),
         baseline_events=baseline["summary"]["events_total"],
@@ -107,15 +109,23 @@ def judge(
             would = "class counts, gate results and unknown labels would have been compared with reports/health/baseline.json"
             rules = [Rule.waive(name, f"{FIRST_RELEASE}; {would}") for name in ("class_drop", "new_gate_failure", "unknown_labels")]
         else:
-            reasons.append(Reason("no-baseline", "no blessed report to compare with. Run: beatsight health bless", "reports/health/baseline.json"))
+            reasons.append(
+                Reason("no-baseline", "no blessed report to compare with. Run: beatsight health bless", "reports/health/baseline.json")
+            )
     elif comparison.baseline_events == 0:
         reasons.append(Reason("nothing-to-judge", "the baseline holds no event"))
     else:
         rules += [
-            Rule.at_least(f"class_drop[{d.label}]", float(d.delta), float(-max_drop), f"{d.baseline:,} -> {d.candidate:,} hits") for d in comparison.class_deltas
+            Rule.at_least(f"class_drop[{d.label}]", float(d.delta), float(-max_drop), f"{d.baseline:,} -> {d.candidate:,} hits")
+            for d in comparison.class_deltas
         ]
-        rules += [Rule(f"new_gate_failure[{n}]", False, None, None, "held in the baseline or is new, and fails now") for n in comparison.new_gate_failures]
-        rules.append(Rule.at_most("unknown_labels", float(comparison.unknown_label_delta), 0.0, "more hits with unknown labels than the baseline"))
+        rules += [
+            Rule(f"new_gate_failure[{n}]", False, None, None, "held in the baseline or is new, and fails now")
+            for n in comparison.new_gate_failures
+        ]
+        rules.append(
+            Rule.at_most("unknown_labels", float(comparison.unknown_label_delta), 0.0, "more hits with unknown labels than the baseline")
+        )
         if first_release:
             rules = [Rule.waive(r.name, f"{FIRST_RELEASE}; {'holds' if r.passed else 'would fail'}: {r.detail}", r.value) for r in rules]
     figures: dict[str, Any] = {}
@@ -151,7 +161,13 @@ def to_json(comparison: Comparison | None, verdict: Verdict) -> dict[str, Any]:
         "changed_limits": list(comparison.changed_limits),
         "lost_techniques": list(comparison.lost_techniques),
         "class_deltas": [
-            {"label": d.label, "baseline": d.baseline, "candidate": d.candidate, "delta": d.delta, "passed": drops.get(f"class_drop[{d.label}]", True)}
+            {
+                "label": d.label,
+                "baseline": d.baseline,
+                "candidate": d.candidate,
+                "delta": d.delta,
+                "passed": drops.get(f"class_drop[{d.label}]", True),
+            }
             for d in comparison.class_deltas
         ],
     }
@@ -212,7 +228,9 @@ def bless(settings: Settings, report: Path | None = None, *, force: bool = False
     path = report or settings.layout.report("health", "annotated_health.json")
     found = read_report(path)
     if not found.get("passed") and not force:
-        raise GateFailed("the report does not pass its own gates. Mend the data, or bless it knowingly with --force", code="not-green", where=str(path))
+        raise GateFailed(
+            "the report does not pass its own gates. Mend the data, or bless it knowingly with --force", code="not-green", where=str(path)
+        )
     target = settings.layout.report("health", "baseline.json")
     settings.store.publish_json(target, found | ({} if found.get("passed") else {"blessed_by_force": True}))
     return target

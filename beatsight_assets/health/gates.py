@@ -124,7 +124,9 @@ def _rules(report: Mapping[str, Any], limits: HealthLimits, classes: Mapping[str
         rules.append(Rule.at_most("duplication_rate", worst, limits.max_duplication_rate, "larger of repeated ids and repeated content"))
     if limits.min_class_count is not None:
         rules += [
-            Rule.at_least(f"min_class_count[{name}]", float(n), float(limits.min_class_count)) for name, n in classes.items() if name not in limits.min_counts
+            Rule.at_least(f"min_class_count[{name}]", float(n), float(limits.min_class_count))
+            for name, n in classes.items()
+            if name not in limits.min_counts
         ]
     rules += [Rule.at_least(f"min_counts[{name}]", float(classes.get(name, 0)), float(n)) for name, n in limits.min_counts.items()]
     rules += [Rule.at_least(f"require_label[{name}]", float(classes.get(name, 0)), 1.0) for name in limits.required_labels]

@@ -226,7 +226,10 @@ def _examples(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     duplicates = report["duplicates"]
     lines = [
         ("Repeated event ids", [f"{d['event_id']} in {d['rows']} rows" for d in duplicates["event_ids"]]),
-        ("Equal content", [f"{d['session_id']} at {d['onset_time']:.6f} s: {d['labels']} in {d['rows']} rows" for d in duplicates["content_keys"]]),
+        (
+            "Equal content",
+            [f"{d['session_id']} at {d['onset_time']:.6f} s: {d['labels']} in {d['rows']} rows" for d in duplicates["content_keys"]],
+        ),
         ("Equal audio under two paths", [f"{d['sha256'][:12]}  {'  '.join(d['paths'])}" for d in duplicates["audio_files"]]),
         ("Refused rows", list(report["rejected_row_examples"])),
     ]

@@ -58,7 +58,11 @@ def run(settings: Settings, options: HealthOptions = HealthOptions(), *, progres
     """
     manifest = options.manifest or settings.layout.annotated
     splits = settings.layout.splits if options.manifest is None else None
-    limits = None if options.no_limits else options.limits or HealthLimits.from_config(settings.gates.health, f"configs/gates/{settings.profile}.yaml")
+    limits = (
+        None
+        if options.no_limits
+        else options.limits or HealthLimits.from_config(settings.gates.health, f"configs/gates/{settings.profile}.yaml")
+    )
     taxonomy = Taxonomy.load(settings)
     provenance = sorted((settings.layout.root / "provenance").glob("*.parquet")) if options.manifest is None else []
     parents = [("manifest", manifest)]
@@ -182,7 +186,9 @@ def read_components(path: Path) -> tuple[str, ...]:
         found = found.get("components", found.get("classes"))
     names = [item.get("id", item.get("label")) if isinstance(item, dict) else item for item in found] if isinstance(found, list) else None
     if names is None or not all(isinstance(n, str) for n in names):
-        raise InputError('components must be {"components": [...]}, {"classes": [...]} or a list of names', code="bad-metadata", where=str(path))
+        raise InputError(
+            'components must be {"components": [...]}, {"classes": [...]} or a list of names', code="bad-metadata", where=str(path)
+        )
     return tuple(dict.fromkeys(str(n) for n in names))
 
 
@@ -373,7 +379,9 @@ def _rounded(value: Any) -> float | None:
 
 
 def _technique_counts(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
-    tags = frame.select("event", "session", "group", pl.col("techniques").alias("technique")).explode("technique", empty_as_null=False, keep_nulls=False)
+    tags = frame.select("event", "session", "group", pl.col("techniques").alias("technique")).explode(
+        "technique", empty_as_null=False, keep_nulls=False
+    )
     counted = tags.group_by("technique").agg(
         events=pl.col("event").n_unique(), sessions=pl.col("session").n_unique(), groups=pl.col("group").n_unique()
     )
@@ -412,13 +420,17 @@ def _repeated_content(frame: pl.DataFrame) -> tuple[int, list[dict[str, Any]]]:
     """Rows that repeat (session, onset, sorted labels) of another row. Labels are compared only where session and onset are equal."""
     key = frame.select("session", "onset_us")
     suspects = frame.filter(key.is_duplicated()).select(
-        "source_set", "session_id", "onset_us", labels=pl.col("components").list.eval(pl.element().struct.field("label").sort()).list.join(" + ")
+        "source_set",
+        "session_id",
+        "onset_us",
+        labels=pl.col("components").list.eval(pl.element().struct.field("label").sort()).list.join(" + "),
     )
     repeated = suspects.group_by("source_set", "session_id", "onset_us", "labels").len().filter(pl.col("len") > 1)
     repeated = repeated.sort("source_set", "session_id", "onset_us", "labels")
     n_extra = int((repeated["len"] - 1).sum()) if repeated.height else 0
     return n_extra, [
-        {"session_id": s, "onset_time": us / 1e6, "labels": labels, "rows": n} for _, s, us, labels, n in repeated.head(MAX_EXAMPLES).iter_rows()
+        {"session_id": s, "onset_time": us / 1e6, "labels": labels, "rows": n}
+        for _, s, us, labels, n in repeated.head(MAX_EXAMPLES).iter_rows()
     ]
 
 
@@ -444,13 +456,19 @@ def _duration(provenance: pl.DataFrame | None, dataset_metadata: Mapping[str, An
         return float(sum(dataset_metadata["split_durations_seconds"].values()))
     if provenance is None or "facts" not in provenance.columns:
         return None
-    stated = provenance.select(pl.col("facts").str.json_path_match("$.duration_seconds").cast(pl.Float64, strict=False))["facts"].drop_nulls()
+    stated = provenance.select(pl.col("facts").str.json_path_match("$.duration_seconds").cast(pl.Float64, strict=False))[
+        "facts"
+    ].drop_nulls()
     return _rounded(stated.sum()) if stated.len() else None
 
 
 def _by_split(frame: pl.DataFrame, hits: pl.DataFrame, splits: pl.DataFrame) -> dict[str, dict[str, Any]]:
     table = splits.select("group_id", "split").unique("group_id", keep="first", maintain_order=True)
-    where = frame.select("event", "session", "group", "group_id").join(table, on="group_id", how="left").with_columns(pl.col("split").fill_null(NO_SPLIT))
+    where = (
+        frame.select("event", "session", "group", "group_id")
+        .join(table, on="group_id", how="left")
+        .with_columns(pl.col("split").fill_null(NO_SPLIT))
+    )
     rows = where.group_by("split").agg(events=pl.len(), sessions=pl.col("session").n_unique(), groups=pl.col("group").n_unique())
     by_split: dict[str, dict[str, Any]] = {r.pop("split"): r | {"classes": {}} for r in rows.sort("split").iter_rows(named=True)}
     counted = hits.select("event", "label").join(where.select("event", "split"), on="event").group_by("split", "label").len()

@@ -24,7 +24,17 @@ from beatsight_assets.model import decode, learn
 from beatsight_assets.model.data import AUGMENTATIONS, Recording, lay_frames, load_recordings
 from beatsight_assets.model.evaluate import coarse_columns
 from beatsight_assets.model.network import apply_network, count_parameters
-from beatsight_assets.model.scoring import FINE_TOLERANCE_MS, Counts, Judged, Onsets, choose_threshold, count_hits, judge_recording, pool, to_us
+from beatsight_assets.model.scoring import (
+    FINE_TOLERANCE_MS,
+    Counts,
+    Judged,
+    Onsets,
+    choose_threshold,
+    count_hits,
+    judge_recording,
+    pool,
+    to_us,
+)
 from beatsight_assets.model.train import find_device, load_preset
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
@@ -85,7 +95,9 @@ def run(settings: Settings, options: CrossvalOptions | None = None, *, progress:
     )
 
 
-def _work(settings: Settings, options: CrossvalOptions, hyper: learn.Hyper, tune: learn.Hyper, feature: FrameDefinition, progress: Progress) -> Outcome:
+def _work(
+    settings: Settings, options: CrossvalOptions, hyper: learn.Hyper, tune: learn.Hyper, feature: FrameDefinition, progress: Progress
+) -> Outcome:
     import torch
 
     taxonomy = Taxonomy.load(settings)
@@ -106,7 +118,7 @@ def _work(settings: Settings, options: CrossvalOptions, hyper: learn.Hyper, tune
         )
     minutes = sum(r.n_frames for r in base) / feature.frames_per_s / 60
     progress(f"crossval: {len(base)} recordings ({minutes:.0f} min) for the common training, {len(groups)} groups of {options.source_set}")
-    start = _learn(base, None, {g: 1.0 for g in {r.sampling_group for r in base}}, hyper, feature, view, device, "common", progress)
+    start = _learn(base, None, dict.fromkeys({r.sampling_group for r in base}, 1.0), hyper, feature, view, device, "common", progress)
     before = [h for r in held for h in (_hear(start, r, feature, view, coarse, hyper.view),)]
     heard = []
     for i, group in enumerate(groups):
@@ -131,7 +143,11 @@ def _work(settings: Settings, options: CrossvalOptions, hyper: learn.Hyper, tune
     }
     path = settings.store.publish_json(settings.layout.report("metrics", f"crossval_{options.source_set}.json"), document).path
     joint = result["joint"]
-    figures = {f"{name}/{key}": finite(found[key]) for name, found in result.items() for key in ("pooled_f1_drums5", "pooled_f1_drums5_20ms", "pooled_f1_drums18")}
+    figures = {
+        f"{name}/{key}": finite(found[key])
+        for name, found in result.items()
+        for key in ("pooled_f1_drums5", "pooled_f1_drums5_20ms", "pooled_f1_drums18")
+    }
     figures |= {f"joint/f1/{name}": c["f1"] for name, c in joint["per_class_drums5"].items() if c["f1"] is not None}
     rows = tuple((r["session"], r["drums5"]["f1"], r["drums18"]["f1"], r["threshold"]) for r in joint["per_recording"])
     return Outcome(
@@ -176,7 +192,9 @@ def _learn(
     feed = learn.Feed(frames, feature, device)
     positive = torch.from_numpy(learn.class_weights(frames, hyper.max_class_weight)).to(device)
     for epoch in range(hyper.epochs):
-        loss, _ = learn.train_epoch(network, optimizer, feed, weights, positive, hyper, epoch=epoch, n_steps=n_steps, n_total_steps=n_steps * hyper.epochs)
+        loss, _ = learn.train_epoch(
+            network, optimizer, feed, weights, positive, hyper, epoch=epoch, n_steps=n_steps, n_total_steps=n_steps * hyper.epochs
+        )
         progress(f"crossval: {name}, epoch {epoch + 1} of {hyper.epochs}, loss {loss:.4f}")
     network.eval()
     return network

@@ -52,7 +52,9 @@ def onset_strength(samples: NDArray[np.floating], rate_hz: int) -> NDArray[np.fl
 
     with warnings.catch_warnings():  # 512 samples leave some low mel bands empty: they stay constant and add nothing to the rise
         warnings.filterwarnings("ignore", message="Empty filters detected", category=UserWarning)
-        rise = librosa.onset.onset_strength(y=np.asarray(samples, dtype=np.float32), sr=rate_hz, hop_length=HOP, n_fft=WINDOW).astype(np.float64)
+        rise = librosa.onset.onset_strength(y=np.asarray(samples, dtype=np.float32), sr=rate_hz, hop_length=HOP, n_fft=WINDOW).astype(
+            np.float64
+        )
     spread = rise.std()
     return (rise - rise.mean()) / spread if spread > 0 else np.zeros_like(rise)
 

@@ -266,17 +266,29 @@ def judge(
     groups = figures.n_groups or figures.n_units
     enough = figures.n_rows >= limits.min_rows and groups >= limits.min_groups
     rules.append(
-        Rule("support", enough, float(figures.n_rows), float(limits.min_rows), f"{figures.n_rows} rows in {groups} groups; {limits.min_groups} groups are needed")
+        Rule(
+            "support",
+            enough,
+            float(figures.n_rows),
+            float(limits.min_rows),
+            f"{figures.n_rows} rows in {groups} groups; {limits.min_groups} groups are needed",
+        )
     )
     if not enough:
-        reasons.append(Reason("too-few-samples", f"{figures.n_rows} rows in {groups} groups; {limits.min_rows} rows in {limits.min_groups} are needed"))
+        reasons.append(
+            Reason("too-few-samples", f"{figures.n_rows} rows in {groups} groups; {limits.min_rows} rows in {limits.min_groups} are needed")
+        )
     drops = {"macro_f1": (-1.0, limits.macro_f1_drop), "openness_mae": (1.0, limits.openness_mae_rise)}
     if first_release:
-        rules += [Rule.waive(f"{m}_regression", f"{FIRST_RELEASE}; the intervals would have been compared with the champion's") for m in drops]
+        rules += [
+            Rule.waive(f"{m}_regression", f"{FIRST_RELEASE}; the intervals would have been compared with the champion's") for m in drops
+        ]
     elif baseline is None:
         reasons.append(Reason("no-baseline", "no bootstrap report of the promoted release to compare with"))
     elif baseline.truth_sha256 != figures.truth_sha256:
-        reasons.append(Reason("not-comparable", "the promoted release was measured on another truth. Predict and judge it again on this one"))
+        reasons.append(
+            Reason("not-comparable", "the promoted release was measured on another truth. Predict and judge it again on this one")
+        )
     else:
         for metric, (sign, limit) in drops.items():
             rule, flagged = _regression(metric, sign, limit, baseline.metrics.get(metric), figures.metrics.get(metric))
@@ -285,7 +297,11 @@ def judge(
         lost = sorted(set(baseline.metrics) - set(figures.metrics))
         if lost:
             reasons.append(Reason("lost-metric", f"the candidate cannot compute {', '.join(lost)}, which the promoted release has"))
-    flat = {f"{name}{suffix}": v for name, i in figures.metrics.items() for suffix, v in (("", i.point_estimate), ("_ci_lower", i.ci_lower), ("_ci_upper", i.ci_upper))}
+    flat = {
+        f"{name}{suffix}": v
+        for name, i in figures.metrics.items()
+        for suffix, v in (("", i.point_estimate), ("_ci_lower", i.ci_lower), ("_ci_upper", i.ci_upper))
+    }
     return Verdict(
         GATE,
         tuple(rules),

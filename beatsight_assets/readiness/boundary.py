@@ -60,9 +60,13 @@ class PackOptions:
         if not (self.window_ms > 0 and self.hop_ms > 0 and self.margin_ms >= 0 and self.max_per_edge >= 1):
             raise ConfigError("window, hop and max-per-edge must be positive and margin not negative", code="bad-option")
         if not self.force and self.margin_ms >= self.hop_ms / 2:
-            raise ConfigError(f"margin {self.margin_ms:g} ms is not below half the hop ({self.hop_ms:g} ms). Use --force to mean it", code="bad-option")
+            raise ConfigError(
+                f"margin {self.margin_ms:g} ms is not below half the hop ({self.hop_ms:g} ms). Use --force to mean it", code="bad-option"
+            )
         if not self.force and self.window_ms < self.hop_ms:
-            raise ConfigError(f"window {self.window_ms:g} ms is shorter than the hop {self.hop_ms:g} ms. Use --force to mean it", code="bad-option")
+            raise ConfigError(
+                f"window {self.window_ms:g} ms is shorter than the hop {self.hop_ms:g} ms. Use --force to mean it", code="bad-option"
+            )
         return self
 
 
@@ -110,16 +114,22 @@ def make_pack(frame: pl.DataFrame, options: PackOptions = PackOptions()) -> tupl
         events = events.filter(~labels.list.contains(label))
     events = events.with_columns(onset_us=(pl.col("onset_time") * 1e6).round().cast(pl.Int64)).sort("source_set", "session_id", "onset_us")
     edges = find_edges(events["onset_us"].to_numpy(), options)
-    rows = events[edges.onset].select("event_id", "session_id", "source_set", "group_id", "components", "audio_path", "onset_us").with_columns(
-        labels=labels,
-        window_index=pl.Series(edges.window),
-        window_size_ms=pl.lit(options.window_ms),
-        hop_size_ms=pl.lit(options.hop_ms),
-        edge=pl.Series([EDGES[i] for i in edges.edge], dtype=pl.String),
-        distance_ms=pl.Series(edges.distance_us) / 1000.0,
-        onset_ms=pl.col("onset_us") / 1000.0,
+    rows = (
+        events[edges.onset]
+        .select("event_id", "session_id", "source_set", "group_id", "components", "audio_path", "onset_us")
+        .with_columns(
+            labels=labels,
+            window_index=pl.Series(edges.window),
+            window_size_ms=pl.lit(options.window_ms),
+            hop_size_ms=pl.lit(options.hop_ms),
+            edge=pl.Series([EDGES[i] for i in edges.edge], dtype=pl.String),
+            distance_ms=pl.Series(edges.distance_us) / 1000.0,
+            onset_ms=pl.col("onset_us") / 1000.0,
+        )
     )
-    rows = rows.with_columns(sample_id=pl.concat_str("event_id", "edge", "window_index", separator=":")).filter(pl.col("edge").is_in(options.edges))
+    rows = rows.with_columns(sample_id=pl.concat_str("event_id", "edge", "window_index", separator=":")).filter(
+        pl.col("edge").is_in(options.edges)
+    )
     parts = []
     for edge in EDGES:
         part = rows.filter(pl.col("edge") == edge)
@@ -216,7 +226,9 @@ def _scored(made: Decisions, rows: NDArray[np.bool_]) -> Scored:
     truth, predicted, weight = made.truth[rows], made.predicted[rows], made.weight[rows]
     tp, fp, fn = ((weight @ m.astype(np.float64)) for m in (truth & predicted, predicted & ~truth, truth & ~predicted))
     per_class = {c: Rates.of(float(tp[i]), float(fp[i]), float(fn[i])) for i, c in enumerate(made.classes)}
-    return Scored(Rates.of(float(tp.sum()), float(fp.sum()), float(fn.sum())), Rates.mean(list(per_class.values())), per_class, int(rows.sum()))
+    return Scored(
+        Rates.of(float(tp.sum()), float(fp.sum()), float(fn.sum())), Rates.mean(list(per_class.values())), per_class, int(rows.sum())
+    )
 
 
 def judge(figures: BoundaryFigures, limits: BoundaryLimits, *, inputs: Sequence[Artifact] = (), profile: str = "dev") -> Verdict:
@@ -231,7 +243,11 @@ def judge(figures: BoundaryFigures, limits: BoundaryLimits, *, inputs: Sequence[
         kind = name.removesuffix("_recall")
         parts = {"": figures.overall, **{f"[{edge}]": s for edge, s in figures.edges.items()}}
         rules += [Rule.at_least(f"{name}{suffix}", getattr(s, kind).recall, limit, f"{s.n_samples} samples") for suffix, s in parts.items()]
-    flat = {f"{kind}_{field}": getattr(getattr(figures.overall, kind), field) for kind in ("macro", "micro") for field in ("precision", "recall", "f1")}
+    flat = {
+        f"{kind}_{field}": getattr(getattr(figures.overall, kind), field)
+        for kind in ("macro", "micro")
+        for field in ("precision", "recall", "f1")
+    }
     return Verdict(
         GATE,
         tuple(rules),
@@ -272,7 +288,9 @@ def run(settings: Settings, options: PackOptions = PackOptions(), *, progress: P
         progress(f"{rows.height:,} hits near an edge")
         target = settings.layout.report("readiness", "boundary_pack") / "labels.jsonl"
         settings.store.publish(target, rows.write_ndjson().encode())
-        inputs = [Artifact(role, settings.store.rel(p), settings.store.sha256(p)) for role, p in (("manifest", manifest), ("splits", splits))]
+        inputs = [
+            Artifact(role, settings.store.rel(p), settings.store.sha256(p)) for role, p in (("manifest", manifest), ("splits", splits))
+        ]
         verdict = judge_pack(rows, options.edges, inputs, settings.profile)
         return Outcome(
             outputs=[("boundary_pack", target, rows.height)],
@@ -290,6 +308,7 @@ def _audible(settings: Settings, manifest: Path) -> tuple[pl.DataFrame, int]:
     """(`source_set`, `audio_path` of the recordings whose audio is at hand, sorted; how many are not)."""
     named = read_events(manifest).select("source_set", "audio_path").drop_nulls().unique().sort("source_set", "audio_path")
     present = [
-        source_set in settings.datasets and find_audio(settings.raw_roots(source_set), path) is not None for source_set, path in named.iter_rows()
+        source_set in settings.datasets and find_audio(settings.raw_roots(source_set), path) is not None
+        for source_set, path in named.iter_rows()
     ]
     return named.filter(pl.Series(present, dtype=pl.Boolean)), len(present) - sum(present)

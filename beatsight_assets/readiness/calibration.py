@@ -99,7 +99,9 @@ def measure(samples: pl.DataFrame) -> Calibration:
     p, y = rows["p"].to_numpy(), rows["y"].to_numpy()
     per_class = _ece_by(rows, "label")
     place = bin_of(p)
-    quartiles = np.quantile(samples["openness"].drop_nulls().to_numpy(), [0.25, 0.5, 0.75]) if samples["openness"].is_not_null().any() else None
+    quartiles = (
+        np.quantile(samples["openness"].drop_nulls().to_numpy(), [0.25, 0.5, 0.75]) if samples["openness"].is_not_null().any() else None
+    )
     bins = []
     for b in range(N_BINS):
         inside = place == b
@@ -161,7 +163,14 @@ def judge(
     for name, limit in (("val", limits.ece_val), ("test", limits.ece_test)):
         if limit is not None:
             ece = splits[name].ece if name in splits else None
-            rules.append(Rule.at_most(f"ece_{name}", ece, limit, f"split {name}, {splits[name].n_decisions:,} decisions" if name in splits else f"split {name} has no predictions"))
+            rules.append(
+                Rule.at_most(
+                    f"ece_{name}",
+                    ece,
+                    limit,
+                    f"split {name}, {splits[name].n_decisions:,} decisions" if name in splits else f"split {name} has no predictions",
+                )
+            )
     brier = splits["test"].brier if "test" in splits else None
     if first_release:
         rules.append(Rule.waive("brier_rise", f"{FIRST_RELEASE}; the Brier score would have been compared with the champion's", brier))

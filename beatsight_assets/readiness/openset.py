@@ -123,7 +123,9 @@ def judge(figures: OpenSetFigures, limits: OpenSetLimits, *, inputs: Sequence[Ar
     """Verdict `openset`."""
     reasons = []
     if not figures.n_known or not figures.n_unknown:
-        reasons.append(Reason("nothing-to-judge", f"{figures.n_known} known and {figures.n_unknown} unknown samples; both kinds are needed"))
+        reasons.append(
+            Reason("nothing-to-judge", f"{figures.n_known} known and {figures.n_unknown} unknown samples; both kinds are needed")
+        )
     elif figures.n_known < limits.min_known or figures.n_unknown < limits.min_unknown:
         needed = f"{limits.min_known} known and {limits.min_unknown} unknown"
         reasons.append(Reason("too-few-samples", f"{figures.n_known} known and {figures.n_unknown} unknown samples; {needed} are needed"))

@@ -72,15 +72,22 @@ def read_samples(path: Path) -> pl.DataFrame:
 def validate(frame: pl.DataFrame, file: str = "rows") -> list[Problem]:
     """Problems of a table of samples: absent or repeated ids, numbers that are not finite."""
     problems = [Problem(file, line, "sample_id", "is missing") for line in frame.filter(pl.col("sample_id").is_null())["line"]]
-    repeated = frame.filter(pl.col("sample_id").is_not_null() & pl.col("sample_id").is_duplicated() & ~pl.col("sample_id").is_first_distinct())
-    problems += [Problem(file, line, "sample_id", f"{name!r} occurs twice") for line, name in repeated.select("line", "sample_id").iter_rows()]
+    repeated = frame.filter(
+        pl.col("sample_id").is_not_null() & pl.col("sample_id").is_duplicated() & ~pl.col("sample_id").is_first_distinct()
+    )
+    problems += [
+        Problem(file, line, "sample_id", f"{name!r} occurs twice") for line, name in repeated.select("line", "sample_id").iter_rows()
+    ]
     for name, kind in SAMPLE_SCHEMA.items():
         if kind == pl.Float64:
             bad = frame.filter(pl.col(name).is_not_null() & ~pl.col(name).is_finite())
             problems += [Problem(file, line, name, f"{value} is no finite number") for line, value in bad.select("line", name).iter_rows()]
     scores = exploded_scores(frame)
     bad = scores.filter(pl.col("p").is_null() | ~pl.col("p").is_finite() | pl.col("label").is_null())
-    problems += [Problem(file, line, f"scores.{label}", f"{p} is no finite number") for line, label, p in bad.select("line", "label", "p").iter_rows()]
+    problems += [
+        Problem(file, line, f"scores.{label}", f"{p} is no finite number")
+        for line, label, p in bad.select("line", "label", "p").iter_rows()
+    ]
     return sorted(problems, key=lambda p: p.line)
 
 
@@ -238,7 +245,9 @@ class Decisions:
     n_ignored: int
 
 
-def decide(truth: pl.DataFrame, predictions: pl.DataFrame, *, thresholds: float | Mapping[str, float] = THRESHOLD, top_k: int | None = None) -> Decisions:
+def decide(
+    truth: pl.DataFrame, predictions: pl.DataFrame, *, thresholds: float | Mapping[str, float] = THRESHOLD, top_k: int | None = None
+) -> Decisions:
     """Which labels were predicted for the samples of the truth: scores at or above the threshold, or the `top_k` highest, else the listed labels.
 
     Predictions are not cut down to the classes of the truth: an extra label is a false positive. Ties of `top_k` go by label.
@@ -248,7 +257,9 @@ def decide(truth: pl.DataFrame, predictions: pl.DataFrame, *, thresholds: float 
     answers = predictions.with_columns(answered=pl.lit(True)).join(truth.select("sample", "sample_id"), on="sample_id", how="inner")
     scored = exploded_scores(answers, "sample")
     if top_k is not None:
-        scored = scored.sort(["sample", "p", "label"], descending=[False, True, False]).filter(pl.int_range(pl.len()).over("sample") < top_k)
+        scored = scored.sort(["sample", "p", "label"], descending=[False, True, False]).filter(
+            pl.int_range(pl.len()).over("sample") < top_k
+        )
     elif isinstance(thresholds, Mapping):
         limit = pl.col("label").replace_strict(dict(thresholds), default=THRESHOLD, return_dtype=pl.Float64)
         scored = scored.filter(pl.col("p") >= limit)

@@ -26,8 +26,23 @@ VERSION = "1"
 SCHEMA = "beatsight.readiness/1"
 GATES = ("alignment", "boundary", "openset", "bootstrap", "calibration")  # in the order they run
 PREDICTIONS = ("val", "test", "boundary", "openset")
-NEEDS: dict[str, tuple[str, ...]] = {"boundary": ("boundary",), "openset": ("openset",), "bootstrap": ("test",), "calibration": ("val", "test")}
-CHECK_ERRORS = (BeatSightError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, OSError, pl.exceptions.PolarsError)
+NEEDS: dict[str, tuple[str, ...]] = {
+    "boundary": ("boundary",),
+    "openset": ("openset",),
+    "bootstrap": ("test",),
+    "calibration": ("val", "test"),
+}
+CHECK_ERRORS = (
+    BeatSightError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    pl.exceptions.PolarsError,
+)
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,8 @@ def check_boundary(candidate: Candidate) -> tuple[Verdict, dict[str, Any]]:
     verdict = boundary.judge(figures, limits, inputs=candidate.inputs("boundary"), profile=candidate.settings.profile)
     parts = {"overall": figures.overall, **figures.edges}
     return verdict, {
-        name: {"micro": vars(s.micro), "macro": vars(s.macro), "per_class": {c: vars(r) for c, r in s.per_class.items()}} for name, s in parts.items()
+        name: {"micro": vars(s.micro), "macro": vars(s.macro), "per_class": {c: vars(r) for c, r in s.per_class.items()}}
+        for name, s in parts.items()
     }
 
 
@@ -216,14 +232,19 @@ def judge_files(
     if gate not in CHECKS:
         raise ConfigError.unknown_choice("readiness gate", gate, CHECKS)
     truth, samples = read_samples(ground_truth), read_samples(predictions)
-    inputs = tuple(Artifact(role, settings.store.rel(p), settings.store.sha256(p)) for role, p in (("ground_truth", ground_truth), ("predictions", predictions)))
+    inputs = tuple(
+        Artifact(role, settings.store.rel(p), settings.store.sha256(p))
+        for role, p in (("ground_truth", ground_truth), ("predictions", predictions))
+    )
     asked, where, profile = settings.gates.readiness.get(gate, {}), f"configs/gates/{settings.profile}.yaml: readiness", settings.profile
     stored = store.read_json(baseline).get("report") if baseline else None
     if gate == "boundary":
         limits = read_limits(boundary.BoundaryLimits, asked, where)
         return boundary.judge(boundary.measure(truth, samples, thresholds=threshold, top_k=top_k), limits, inputs=inputs, profile=profile)
     if gate == "openset":
-        return openset.judge(openset.measure(truth, samples, score_field), read_limits(openset.OpenSetLimits, asked, where), inputs=inputs, profile=profile)
+        return openset.judge(
+            openset.measure(truth, samples, score_field), read_limits(openset.OpenSetLimits, asked, where), inputs=inputs, profile=profile
+        )
     if gate == "bootstrap":
         figures = bootstrap.measure(truth, samples, thresholds=threshold, iterations=iterations, seed=seed)
         before = bootstrap.BootstrapFigures.from_json(stored["figures"], str(baseline)) if stored else None
@@ -292,7 +313,9 @@ def wanted_gates(settings: Settings, options: ReadinessOptions) -> tuple[str, ..
     return tuple(g for g in GATES if g in asked)
 
 
-def judge_all(candidate: Candidate, gates: tuple[str, ...], options: ReadinessOptions, progress: Progress = silent) -> list[tuple[Verdict, dict[str, Any]]]:
+def judge_all(
+    candidate: Candidate, gates: tuple[str, ...], options: ReadinessOptions, progress: Progress = silent
+) -> list[tuple[Verdict, dict[str, Any]]]:
     """Verdict and details of each gate. A gate that raises fails with the message, the others still run."""
     done: list[tuple[Verdict, dict[str, Any]]] = []
     for gate in gates:

@@ -77,7 +77,9 @@ def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxono
     for job in jobs:
         by_kit.setdefault(job.kit_id, []).append(job)
     batches = [tuple(group[i : i + 16]) for group in by_kit.values() for i in range(0, len(group), 16)]
-    known = {j.take_id for j in jobs if (target / "audio" / f"{j.take_id}.wav").is_file() and (target / "midi" / f"{j.take_id}.mid").is_file()}
+    known = {
+        j.take_id for j in jobs if (target / "audio" / f"{j.take_id}.wav").is_file() and (target / "midi" / f"{j.take_id}.mid").is_file()
+    }
     work = [(root, tuple(j for j in batch if j.take_id not in known), taxonomy_path, dict(options), seed) for batch in batches]
     n_done = len(known)
     with workers.executor("processes", n_workers) as pool:
@@ -95,7 +97,13 @@ def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxono
     ]  # fmt: skip
     store.publish(target / "takes.csv", to_csv(header, rows))
     seconds = sum((target / "audio" / f"{j.take_id}.wav").stat().st_size / 2 / 44_100 for j in jobs)
-    return {"takes": len(jobs), "written": len(jobs) - len(known), "kept": len(known), "minutes": round(seconds / 60, 3), "kits": len(by_kit)}
+    return {
+        "takes": len(jobs),
+        "written": len(jobs) - len(known),
+        "kept": len(known),
+        "minutes": round(seconds / 60, 3),
+        "kits": len(by_kit),
+    }
 
 
 def _render_batch(work: tuple[Path, tuple[Job, ...], Path, dict[str, Any], int]) -> list[tuple[str, bytes, bytes]]:
@@ -122,6 +130,10 @@ def _as_beatsight(root: Path, job: Job, taxonomy: Taxonomy, options: Mapping[str
     velocity = np.rint(hits.velocity[kept] * 127).astype(int)
     notes = [(int(t), NOTES[label], int(v)) for t, label, v in zip(hits.onset_us[kept], labels, velocity, strict=True)]
     raw = hits.openness_raw[kept] if hits.openness_raw is not None else np.full(len(kept), -1)
-    pedal = [(int(t), int(p)) for t, p, label in zip(hits.onset_us[kept], raw, labels, strict=True) if p >= 0 and taxonomy.family(label) == "hihat"]
+    pedal = [
+        (int(t), int(p))
+        for t, p, label in zip(hits.onset_us[kept], raw, labels, strict=True)
+        if p >= 0 and taxonomy.family(label) == "hihat"
+    ]
     tempo = float(hits.tempo_bpm[0]) if hits.tempo_bpm is not None and len(hits) else 120.0
     return midi.write_midi(notes, pedal=pedal, tempos=((0, round(60e6 / tempo)),))

@@ -91,9 +91,7 @@ def _groove_work(settings: Settings, options: RenderOptions, root: Path, target:
 
 def _outcome(settings: Settings, source_set: str, target: Path, figures: dict[str, float | int], facts: dict[str, Any]) -> Outcome:
     table = target / "takes.csv"
-    return Outcome(
-        outputs=[("takes", table, None)], figures=figures, facts=facts, verdicts=(matches_midi(settings, target, seed=0),)
-    )
+    return Outcome(outputs=[("takes", table, None)], figures=figures, facts=facts, verdicts=(matches_midi(settings, target, seed=0),))
 
 
 def matches_midi(settings: Settings, target: Path, *, seed: int) -> Verdict:
@@ -124,4 +122,6 @@ def matches_midi(settings: Settings, target: Path, *, seed: int) -> Verdict:
         Rule.at_most("render_matches_midi[clipped]", float(n_clipped), 0.0, "files with a sample at full scale"),
         Rule.at_most("render_matches_midi[short]", float(n_short), 0.0, "files that end before their last note"),
     )
-    return Verdict("render", rules, figures={"worst_onset_error_ms": worst, "hits_checked": len(checked)}, reasons=reasons, profile=settings.profile)
+    return Verdict(
+        "render", rules, figures={"worst_onset_error_ms": worst, "hits_checked": len(checked)}, reasons=reasons, profile=settings.profile
+    )

@@ -132,7 +132,9 @@ def source_module(name: str) -> SourceModule:
     try:
         return cast(SourceModule, importlib.import_module(f"beatsight_assets.sources.{name}"))
     except ModuleNotFoundError as error:
-        raise ConfigError(f"there is no source module {name!r} in beatsight_assets/sources", code="unknown-source-module", where="configs/datasets.yaml") from error
+        raise ConfigError(
+            f"there is no source module {name!r} in beatsight_assets/sources", code="unknown-source-module", where="configs/datasets.yaml"
+        ) from error
 
 
 def candidate_files(root: Path, suffixes: Sequence[str]) -> tuple[list[str], list[Rejected]]:
@@ -151,7 +153,9 @@ def candidate_files(root: Path, suffixes: Sequence[str]) -> tuple[list[str], lis
             path = Path(folder, name)
             rel = path.relative_to(root).as_posix()
             if not path.resolve().is_relative_to(root.resolve()):
-                refused.append(Rejected(rel, "scan", "path-escape", "a symbolic link that leads out of the dataset root. Copy the file instead"))
+                refused.append(
+                    Rejected(rel, "scan", "path-escape", "a symbolic link that leads out of the dataset root. Copy the file instead")
+                )
             elif path.is_file():
                 found.append(rel)
     return sorted(found, key=str.encode), refused
@@ -268,15 +272,28 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
     unexplained = [c for c in out_of_scope if c not in partners and limit is None and c in listed]
     layout, keep = settings.layout, settings.store
     outputs: list[tuple[str, Path, int | None]] = [
-        ("events", keep.publish_frame(layout.events(source_set), frame, metadata=events.parquet_metadata(taxonomy, source_set)).path, frame.height),
-        ("provenance", keep.publish_frame(layout.provenance(source_set), pl.DataFrame(provenance, schema=PROVENANCE_SCHEMA).sort("session_id")).path, len(provenance)),
+        (
+            "events",
+            keep.publish_frame(layout.events(source_set), frame, metadata=events.parquet_metadata(taxonomy, source_set)).path,
+            frame.height,
+        ),
+        (
+            "provenance",
+            keep.publish_frame(layout.provenance(source_set), pl.DataFrame(provenance, schema=PROVENANCE_SCHEMA).sort("session_id")).path,
+            len(provenance),
+        ),
         ("quarantine", keep.publish_frame(layout.quarantine(source_set), quarantine).path, quarantine.height),
     ]
     n_absent = sum(r.is_absent for r in rejected)
     n_hits = sum(row["hit_count"] for row in provenance)
     issues = events.sum_counts([_json_counts(row["issues"]) for row in provenance])
     labels = events.label_counts(frame)
-    techniques = frame.select(pl.col("techniques").explode(empty_as_null=False, keep_nulls=False).alias("t")).group_by("t").len().sort(["len", "t"], descending=[True, False])
+    techniques = (
+        frame.select(pl.col("techniques").explode(empty_as_null=False, keep_nulls=False).alias("t"))
+        .group_by("t")
+        .len()
+        .sort(["len", "t"], descending=[True, False])
+    )
     codes = dict(sorted(Counter(r.code for r in rejected).items()))
     figures: dict[str, float | int] = {
         "recordings": len(provenance),
@@ -323,13 +340,23 @@ def _read_chunk(job: tuple[str, Path, Sequence[Recording], Path, Mapping[str, An
             if isinstance(reading, Rejected):
                 results.append(replace(reading, partners=reading.partners or partners))
             elif len(reading.hits) == 0:
-                results.append(Rejected(recording.timeline, "read", "no-events", "the file holds no drum hit. Is it the right channel or note map?", partners))
+                results.append(
+                    Rejected(
+                        recording.timeline,
+                        "read",
+                        "no-events",
+                        "the file holds no drum hit. Is it the right channel or note map?",
+                        partners,
+                    )
+                )
             else:
                 results.append(_with_files(root, recording, reading))
         except BeatSightError as error:
             results.append(Rejected(recording.timeline, "read", error.code, error.message, partners))
         except Exception as error:  # the worker's item boundary: our bug is shown as such and does not stop the others
-            results.append(Rejected(recording.timeline, "read", "internal-error", f"{type(error).__name__}: {error}. Please report this", partners))
+            results.append(
+                Rejected(recording.timeline, "read", "internal-error", f"{type(error).__name__}: {error}. Please report this", partners)
+            )
     return results
 
 
@@ -348,7 +375,9 @@ def _with_files(root: Path, recording: Recording, reading: Reading) -> _Read:
             if n_past:
                 issues["past_audio_end"] += n_past
             if info.is_silent and n_past < len(reading.hits):
-                raise audio.AudioError(f"peak is {info.peak_dbfs:.0f} dBFS; a recording of drums is louder than -80 dBFS", code="silent-audio")
+                raise audio.AudioError(
+                    f"peak is {info.peak_dbfs:.0f} dBFS; a recording of drums is louder than -80 dBFS", code="silent-audio"
+                )
         except BeatSightError as error:
             rejected = Rejected(session.audio_path, "audio", error.code, error.message)
             facts["audio_present"] = False
@@ -375,7 +404,9 @@ def _content_digest(hits: Hits) -> str:
     return content.hexdigest()
 
 
-def _assemble(source_set: str, batch: Sequence[_Read], taxonomy: Taxonomy, module: SourceModule, provenance: list[dict[str, Any]]) -> pl.DataFrame:
+def _assemble(
+    source_set: str, batch: Sequence[_Read], taxonomy: Taxonomy, module: SourceModule, provenance: list[dict[str, Any]]
+) -> pl.DataFrame:
     assembled = events.assemble(source_set, [(r.reading.session, r.reading.hits) for r in batch], taxonomy)
     for i, item in enumerate(batch):
         reading, session = item.reading, item.reading.session
@@ -412,7 +443,9 @@ def _repeated_sessions(recordings: list[Recording]) -> list[Rejected]:
     for recording in list(recordings):
         if recording.session.session_id in seen:
             recordings.remove(recording)
-            repeated.append(Rejected(recording.timeline, "scan", "duplicate-session", f"session {recording.session.session_id} is listed twice"))
+            repeated.append(
+                Rejected(recording.timeline, "scan", "duplicate-session", f"session {recording.session.session_id} is listed twice")
+            )
         seen.add(recording.session.session_id)
     return repeated
 
@@ -424,7 +457,14 @@ def _quarantine_frame(settings: Settings, source_set: str, root: Path, rejected:
         digest = store.hash_file(root / r.path) if r.code != "path-escape" and (root / r.path).is_file() else None
         rows.setdefault(
             r.path,
-            {"source_set": source_set, "path": store.printable(r.path), "digest": digest, "stage": r.stage, "code": r.code, "message": store.printable(r.message)},
+            {
+                "source_set": source_set,
+                "path": store.printable(r.path),
+                "digest": digest,
+                "stage": r.stage,
+                "code": r.code,
+                "message": store.printable(r.message),
+            },
         )
     return pl.DataFrame(list(rows.values()), schema=QUARANTINE_SCHEMA).sort(["path", "stage"])
 
@@ -458,9 +498,17 @@ def _judge(
     before = float(last.figures.get("events", 0)) if last else 0.0
     yields = frame.height / before if before else 1.0
     rules = (
-        Rule.at_most("schema", float(n_broken), 0.0, "; ".join(f"{v.rule} at {v.event_id}" for v in broken[:3]) or "every row keeps the schema"),
+        Rule.at_most(
+            "schema", float(n_broken), 0.0, "; ".join(f"{v.rule} at {v.event_id}" for v in broken[:3]) or "every row keeps the schema"
+        ),
         Rule.at_most("event_ids_unique", float(frame.height - n_ids), 0.0, "repeated event ids"),
-        Rule("labels_known", n_unknown == issues.get("unknown_label", 0), float(n_unknown), float(issues.get("unknown_label", 0)), "labels outside the taxonomy are counted as unknown_label"),
+        Rule(
+            "labels_known",
+            n_unknown == issues.get("unknown_label", 0),
+            float(n_unknown),
+            float(issues.get("unknown_label", 0)),
+            "labels outside the taxonomy are counted as unknown_label",
+        ),
         Rule.at_most("provenance_complete", float(len(without)), 0.0, "sessions without a provenance row"),
         Rule(
             "accounted",
@@ -473,9 +521,17 @@ def _judge(
         ),
         Rule.at_least("yield_vs_last_run", yields, 0.9, "events against the last ingest", blocking=False),
         Rule.at_most("quarantine_share", round(share, 6), QUARANTINE_WARN_SHARE, "refused files, absent ones not counted", blocking=False),
-        Rule.at_most("onsets_in_file", past / max(1, int(figures["hits"])), MIN_ONSETS_WITH_AUDIO_SHARE, "hits past the end of their audio", blocking=False),
+        Rule.at_most(
+            "onsets_in_file",
+            past / max(1, int(figures["hits"])),
+            MIN_ONSETS_WITH_AUDIO_SHARE,
+            "hits past the end of their audio",
+            blocking=False,
+        ),
     )
-    reasons = () if frame.height else (Reason("no-events", f"no event could be read; {len(rejected)} files were refused or absent", source_set),)
+    reasons = (
+        () if frame.height else (Reason("no-events", f"no event could be read; {len(rejected)} files were refused or absent", source_set),)
+    )
     inputs = tuple(Artifact(role, settings.store.rel(path), settings.store.sha256(path), rows) for role, path, rows in outputs)
     return Verdict("ingest", rules, inputs=inputs, figures=dict(figures), reasons=reasons, profile=settings.profile)
 

@@ -118,7 +118,9 @@ def _chokes(file: midi.MidiFile, table: NoteTable, voice_of: NDArray[np.int64], 
     """Hits that were choked: poly aftertouch > 0 on a cymbal marks the last stroke of that component, at most 5 s before."""
     component = table.order[voice_of]
     stated: dict[int, tuple[str, ...]] = {}
-    for at, note, value in zip(file.aftertouch.onset_us.tolist(), file.aftertouch.note.tolist(), file.aftertouch.value.tolist(), strict=True):
+    for at, note, value in zip(
+        file.aftertouch.onset_us.tolist(), file.aftertouch.note.tolist(), file.aftertouch.value.tolist(), strict=True
+    ):
         voice = table.notes.get(note)
         if value == 0 or voice is None or voice.label not in table.cymbals:
             continue

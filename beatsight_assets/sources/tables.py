@@ -26,7 +26,9 @@ def read_csv(path: Path, *, required: Sequence[str] = (), encodings: Sequence[st
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path.name} cannot be read: {error.strerror}. Is this the root of the dataset?", code="missing-metadata", where=path.name) from error
+        raise InputError(
+            f"{path.name} cannot be read: {error.strerror}. Is this the root of the dataset?", code="missing-metadata", where=path.name
+        ) from error
     if len(data) > MAX_BYTES:
         raise InputError(f"{len(data):,} bytes; at most {MAX_BYTES:,}", code="bad-metadata", where=path.name)
     text = _decode(data, path.name, encodings)
@@ -44,7 +46,9 @@ def read_csv(path: Path, *, required: Sequence[str] = (), encodings: Sequence[st
             if not row:
                 continue
             if len(row) != len(names):
-                raise InputError(f"{len(row)} fields where the header has {len(names)}", code="bad-metadata", where=f"{path.name}:{reader.line_num}")
+                raise InputError(
+                    f"{len(row)} fields where the header has {len(names)}", code="bad-metadata", where=f"{path.name}:{reader.line_num}"
+                )
             rows.append({n: v.strip() for n, v in zip(names, row, strict=True)})
     except csv.Error as error:
         raise InputError(f"not a csv table: {error}", code="bad-metadata", where=f"{path.name}:{reader.line_num}") from error

@@ -287,4 +287,6 @@ def read_bsm(content: bytes, taxonomy: Taxonomy, *, where: str = "") -> Beatmap:
     )
     made = file.editor.aiGenerationMetadata if file.editor else None
     order = sorted(hits, key=lambda h: (h.onset_us, taxonomy.order.get(h.label, len(taxonomy.order)), h.label))
-    return Beatmap(file.version, file.metadata.beatmapId, file.metadata.difficulty, song, tuple(order), made is not None and not made.manualEdits)
+    return Beatmap(
+        file.version, file.metadata.beatmapId, file.metadata.difficulty, song, tuple(order), made is not None and not made.manualEdits
+    )

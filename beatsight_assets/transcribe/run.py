@@ -164,7 +164,9 @@ def find_model(settings: Settings, name: str | None = None) -> Served:
             return Served(load_model(folder), folder.name)
     known = sorted(p.parent.name for area in ("promoted", "candidates") for p in (layout.root / "models" / area).glob("*/model.json"))
     there = f"There are {', '.join(known)}" if known else "No model is there: run `beatsight model train`"
-    raise ConfigError(f"{printable(wanted)[:200]} is no folder with a model.json, no release and no run. {there}", code="missing-model", where=origin)
+    raise ConfigError(
+        f"{printable(wanted)[:200]} is no folder with a model.json, no release and no run. {there}", code="missing-model", where=origin
+    )
 
 
 def promoted_model(settings: Settings) -> Served:
@@ -186,7 +188,9 @@ def promoted_model(settings: Settings) -> Served:
         release = str(current["release"])
         due = {"model.safetensors": current["model_sha256"], "model.json": current["model_card_sha256"]}
     except (KeyError, TypeError) as error:
-        raise InputError(f"CURRENT.json has no {error}. Run `beatsight model promote`", code="bad-metadata", where=layout.rel(layout.current_model)) from error
+        raise InputError(
+            f"CURRENT.json has no {error}. Run `beatsight model promote`", code="bad-metadata", where=layout.rel(layout.current_model)
+        ) from error
     folder = contain(layout.promoted, release)
     for file, digest in due.items():
         path = folder / file
@@ -309,7 +313,9 @@ def _to_event_lines(heard: Heard, taxonomy: Taxonomy) -> bytes:
     return to_jsonl(assemble("transcription", [(session, hits)], taxonomy).frame)
 
 
-def transcribe(settings: Settings, options: TranscribeOptions, *, now: datetime | None = None, progress: Progress = silent) -> Transcription:
+def transcribe(
+    settings: Settings, options: TranscribeOptions, *, now: datetime | None = None, progress: Progress = silent
+) -> Transcription:
     """Hear one audio file and publish what was heard in the folder of `options.output`. The files are written also when nothing was heard.
 
     `now` stands in the .bsm file; None: the clock.

@@ -87,11 +87,18 @@ def score(reference: Path, estimate: Path, taxonomy: Taxonomy, *, views: Sequenc
     ------
     as `read_hits`; ConfigError `unknown-choice` : no such view
     """
-    return score_hits(read_hits(reference, taxonomy, note_map=note_map), read_hits(estimate, taxonomy, note_map=note_map), taxonomy, views=views)
+    return score_hits(
+        read_hits(reference, taxonomy, note_map=note_map), read_hits(estimate, taxonomy, note_map=note_map), taxonomy, views=views
+    )
 
 
 def score_hits(
-    reference: Sequence[Hit], estimate: Sequence[Hit], taxonomy: Taxonomy, *, views: Sequence[str] = VIEWS, coverage: Sequence[str] | None = None
+    reference: Sequence[Hit],
+    estimate: Sequence[Hit],
+    taxonomy: Taxonomy,
+    *,
+    views: Sequence[str] = VIEWS,
+    coverage: Sequence[str] | None = None,
 ) -> Score:
     """Score in each view; hits are matched one to one within their class.
 

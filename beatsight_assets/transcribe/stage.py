@@ -164,7 +164,9 @@ def _work(settings: Settings, served: Served, takes: Sequence[ReferenceTake], ta
         outputs.append((f"score:{take.name}", folder / "score.json", None))
         scores.append(scored)
         f1 = {view: scored.overall(view).f1 for view in views}
-        rows.append((take.session_id, take.source_set, take.kit_id or "unknown", len(take.truth), len(heard.hits), *(_digits(f1[v]) for v in views)))
+        rows.append(
+            (take.session_id, take.source_set, take.kit_id or "unknown", len(take.truth), len(heard.hits), *(_digits(f1[v]) for v in views))
+        )
     pooled = {view: sum((s.overall(view) for s in scores), Counts()) for view in views}
     fine = sum((s.overall(views[0], FINE_TOLERANCE_MS) for s in scores), Counts())
     figures = {f"onset_f_{view}": value for view, c in pooled.items() if (value := c.f1) is not None}
@@ -187,7 +189,10 @@ def _judge(settings: Settings, served: Served, counts: Counts, takes: Sequence[R
     else:
         rule = Rule.at_least("onset_f_measure", counts.f1, limit, detail, blocking=False)
     layout = settings.layout
-    inputs = tuple(Artifact(role, layout.rel(p), settings.store.sha256(p)) for role, p in (("current", layout.current_model), ("annotated", layout.annotated)))
+    inputs = tuple(
+        Artifact(role, layout.rel(p), settings.store.sha256(p))
+        for role, p in (("current", layout.current_model), ("annotated", layout.annotated))
+    )
     return Verdict(
         GATE,
         (rule,),

@@ -24,7 +24,9 @@ class Done:
     err: str
 
 
-def beatsight(root: Path, *arguments: str, cwd: Path | None = None, profile: str = "demo", environment: dict[str, str] | None = None) -> Done:
+def beatsight(
+    root: Path, *arguments: str, cwd: Path | None = None, profile: str = "demo", environment: dict[str, str] | None = None
+) -> Done:
     """Run the real command on a data root."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("BEATSIGHT_")} | {"TZ": "UTC"} | (environment or {})
     command = [sys.executable, "-m", "beatsight_assets", "--data-root", str(root), "--profile", profile, *arguments]

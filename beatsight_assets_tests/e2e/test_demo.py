@@ -29,7 +29,16 @@ def test_the_demo_is_green_and_says_what_it_built(demo: Roots) -> None:
     """From nothing to a promoted model; the closing words name gates, faults and next steps."""
     root, done = demo
     assert done.code == 0, done.out + done.err
-    for word in ("The demo is green", "pooled F", "Planted faults", "truncated-midi 1", "split_conflict 1", "-> train", "transcribe run", "openset/auroc"):
+    for word in (
+        "The demo is green",
+        "pooled F",
+        "Planted faults",
+        "truncated-midi 1",
+        "split_conflict 1",
+        "-> train",
+        "transcribe run",
+        "openset/auroc",
+    ):
         assert word in done.out
     assert "epoch" in done.err and "takes" in done.err, "progress is visible all the way"
     assert (root / "models/promoted/CURRENT.json").is_file()
@@ -118,7 +127,10 @@ def test_promotion_in_dagster_refuses_a_merge_that_was_not_judged_again(demo_cop
         assert again.success
         result = defs.resolve_job_def("promote_job").execute_in_process(instance=instance, raise_on_error=False)
         assert not result.success
-        said = " ".join(str(e.step_failure_data.error) + str(e.step_failure_data.user_failure_data) for e in result.filter_events(lambda e: e.is_step_failure))
+        said = " ".join(
+            str(e.step_failure_data.error) + str(e.step_failure_data.user_failure_data)
+            for e in result.filter_events(lambda e: e.is_step_failure)
+        )
         assert "merged_manifest" in said and "stale" in said
 
 
@@ -133,7 +145,9 @@ def _upstream(defs: dg.Definitions) -> list[dg.AssetsDefinition]:
     return found
 
 
-def test_a_flipped_byte_in_the_candidate_is_found_before_anything_is_written(demo_copy: Path, settings_of: Callable[[Path], Settings]) -> None:
+def test_a_flipped_byte_in_the_candidate_is_found_before_anything_is_written(
+    demo_copy: Path, settings_of: Callable[[Path], Settings]
+) -> None:
     """Weights that are not those that were judged are never served."""
     settings = settings_of(demo_copy)
     weights = next((demo_copy / "models/candidates").rglob("model.safetensors"))
@@ -154,7 +168,9 @@ def test_a_demo_release_is_no_prod_release(demo_copy: Path) -> None:
     assert "judged by the limits of demo, this is prod" in done.err
 
 
-def test_promoting_again_changes_nothing_and_another_model_cannot_take_the_name(demo_copy: Path, settings_of: Callable[[Path], Settings]) -> None:
+def test_promoting_again_changes_nothing_and_another_model_cannot_take_the_name(
+    demo_copy: Path, settings_of: Callable[[Path], Settings]
+) -> None:
     """A release name stands for one model."""
     settings = settings_of(demo_copy)
     release = json.loads(settings.layout.current_model.read_text())["release"]
@@ -178,7 +194,9 @@ def test_transcribing_a_take_of_an_unseen_kit(demo: Roots, tmp_path: Path) -> No
     assert {p.name for p in tmp_path.iterdir()} >= {"out.bsm", "out.mid", "out.txt"}
     document = json.loads((tmp_path / "out.bsm").read_text())
     assert document["version"] == "1.1.0" and len(document["hitObjects"]) > 20
-    scored = beatsight(root, "--", "transcribe", "score", str(root / f"raw/beatsight_demo/midi/{take}.mid"), str(tmp_path / "out.mid"), "--json")
+    scored = beatsight(
+        root, "--", "transcribe", "score", str(root / f"raw/beatsight_demo/midi/{take}.mid"), str(tmp_path / "out.mid"), "--json"
+    )
     assert scored.code == 0, scored.err
     assert json.loads(scored.out)["views"]["drums5"]["50"]["overall"]["f1"] > 0.7
 

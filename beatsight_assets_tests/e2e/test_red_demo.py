@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beatsight_assets import midi, sources
+from beatsight_assets import midi, sampling, sources
 from beatsight_assets.features import cache
 from beatsight_assets.health import report as health
 from beatsight_assets.manifest import annotate, merge, splits
@@ -20,7 +20,6 @@ from beatsight_assets.render import demo, stage, synth
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.sources.tables import read_csv
 from beatsight_assets.stages import Report
-from beatsight_assets import sampling
 from beatsight_assets.units import keyed_order, rng_for
 
 pytestmark = pytest.mark.slow
@@ -53,7 +52,9 @@ def without_class(raw: Path) -> None:
         kept = np.array([label != LOST for label in played.labels])
         kit = synth.Kit.from_seed(row["kit_id"], 7)
         labels = [label for label in played.labels if label != LOST]
-        sound = synth.render(kit, played.onsets_us[kept], labels, played.velocities[kept], played.openness[kept], seed=7, take_id=row["take_id"])
+        sound = synth.render(
+            kit, played.onsets_us[kept], labels, played.velocities[kept], played.openness[kept], seed=7, take_id=row["take_id"]
+        )
         (raw / row["audio_filename"]).write_bytes(synth.to_wav_bytes(sound))
 
 
@@ -67,7 +68,9 @@ def with_shuffled_labels(raw: Path) -> None:
         except midi.MidiError:
             continue
         shuffled = rng_for(1, "shuffle", row["take_id"]).permutation(notes.note)
-        path.write_bytes(midi.write_midi([(int(t), int(n), int(v)) for t, n, v in zip(notes.onset_us, shuffled, notes.velocity, strict=True)]))
+        path.write_bytes(
+            midi.write_midi([(int(t), int(n), int(v)) for t, n, v in zip(notes.onset_us, shuffled, notes.velocity, strict=True)])
+        )
 
 
 def test_a_class_that_is_not_in_the_audio_turns_the_evaluation_red(tmp_path: Path) -> None:

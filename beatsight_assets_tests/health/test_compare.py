@@ -14,7 +14,15 @@ from beatsight_assets.health.compare import CompareOptions, bless, judge, measur
 from beatsight_assets.settings import Settings
 
 
-def health(counts: dict[str, int], *, unknown: int = 0, failing: tuple[str, ...] = (), holding: tuple[str, ...] = (), techniques: tuple[str, ...] = (), events: int = 10) -> dict[str, Any]:
+def health(
+    counts: dict[str, int],
+    *,
+    unknown: int = 0,
+    failing: tuple[str, ...] = (),
+    holding: tuple[str, ...] = (),
+    techniques: tuple[str, ...] = (),
+    events: int = 10,
+) -> dict[str, Any]:
     rules = [(n, False) for n in failing] + [(n, True) for n in holding]
     return {
         "schema": "beatsight.health/1",

@@ -41,7 +41,10 @@ def manifest(*events: dict[str, object]) -> pl.DataFrame:
 def test_hits_and_events_are_told_apart() -> None:
     """`total` counts hits, `events` counts events; real and rendered are split; sessions and groups are distinct."""
     found = measure(
-        manifest({"components": [hit("crash"), hit("crash")]}, {"components": [hit("crash"), hit("kick")], "is_synthetic": True, "session_id": "t", "group_id": "h"}),
+        manifest(
+            {"components": [hit("crash"), hit("crash")]},
+            {"components": [hit("crash"), hit("kick")], "is_synthetic": True, "session_id": "t", "group_id": "h"},
+        ),
         TAXONOMY,
     )
     assert found["per_class_counts"] == {
@@ -54,7 +57,13 @@ def test_hits_and_events_are_told_apart() -> None:
 def test_aliases_drum_mix_and_negatives() -> None:
     """Aliases resolve before anything counts; drum_mix is no class; a negative window adds to no class."""
     found = measure(
-        manifest({"components": [hit("crash_1")]}, {"components": [hit("drum_mix")]}, {"components": [], "negative_example": True}, {"components": [hit("gong")]}), TAXONOMY
+        manifest(
+            {"components": [hit("crash_1")]},
+            {"components": [hit("drum_mix")]},
+            {"components": [], "negative_example": True},
+            {"components": [hit("gong")]},
+        ),
+        TAXONOMY,
     )
     assert {k: v["total"] for k, v in found["per_class_counts"].items()} == {"crash": 1, "gong": 1}
     assert found["unknown_labels"] == {"gong": 1}
@@ -63,7 +72,11 @@ def test_aliases_drum_mix_and_negatives() -> None:
 
 def test_openness_histogram_and_conflicts() -> None:
     """Ten equal bins, the last one closed; a hat without openness is counted, and so is one that contradicts its label."""
-    hats = [hit("hihat_open", openness=o) for o in (0.0, 0.1, 0.3, 0.95, 1.0)] + [hit("hihat_closed", openness=0.36), hit("hihat_closed"), hit("hihat_pedal")]
+    hats = [hit("hihat_open", openness=o) for o in (0.0, 0.1, 0.3, 0.95, 1.0)] + [
+        hit("hihat_closed", openness=0.36),
+        hit("hihat_closed"),
+        hit("hihat_pedal"),
+    ]
     found = measure(manifest(*({"components": [h]} for h in hats)), TAXONOMY)
     assert found["openness_histogram"] == [1, 1, 0, 2, 0, 0, 0, 0, 0, 2]
     assert found["openness_missing"] == 1
@@ -73,7 +86,12 @@ def test_openness_histogram_and_conflicts() -> None:
 def test_exclusive_members_of_one_event_are_counted() -> None:
     """Closed with open hat, and snare with rimshot, contradict each other; twice the same does not."""
     found = measure(
-        manifest({"components": [hit("hihat_closed"), hit("hihat_open")]}, {"components": [hit("snare"), hit("rimshot")]}, {"components": [hit("snare"), hit("snare")]}), TAXONOMY
+        manifest(
+            {"components": [hit("hihat_closed"), hit("hihat_open")]},
+            {"components": [hit("snare"), hit("rimshot")]},
+            {"components": [hit("snare"), hit("snare")]},
+        ),
+        TAXONOMY,
     )
     assert list(found["exclusive_group_conflicts"].values()) == [1, 1]
 
@@ -96,7 +114,9 @@ def test_duplication_rate(n: int, repeats: int, rate: float, passes: bool) -> No
 def test_equal_content_under_new_ids_is_a_duplicate() -> None:
     """The larger of both rates is judged: equal (session, onset, sorted labels) with different ids; another session is none."""
     twins = [{"onset_time": 1.0, "components": [hit("kick"), hit("snare")]}, {"onset_time": 1.0, "components": [hit("snare"), hit("kick")]}]
-    found = measure(manifest(*twins, {"onset_time": 1.0, "components": [hit("kick")]}, {"onset_time": 1.0, "session_id": "other"}), TAXONOMY)
+    found = measure(
+        manifest(*twins, {"onset_time": 1.0, "components": [hit("kick")]}, {"onset_time": 1.0, "session_id": "other"}), TAXONOMY
+    )
     assert (found["summary"]["duplication_rate"], found["summary"]["content_duplication_rate"]) == (0.0, 0.25)
     assert found["duplicates"]["content_keys"] == [{"session_id": "s", "onset_time": 1.0, "labels": "kick + snare", "rows": 2}]
     assert not judge(found, NEVER).passed
@@ -117,7 +137,14 @@ def test_equal_audio_under_two_paths_is_named() -> None:
 def test_broken_rows_are_counted_and_named_not_fatal(tmp_path: Path) -> None:
     """Malformed rows never stop the report; they are counted, the first 20 named, and judged by max_rejected_rows."""
     good = {"event_id": "a", "session_id": "s", "onset_time": 0.0, "components": [{"label": "kick"}]}
-    lines = [good, good | {"event_id": "b", "components": None}, good | {"components": [{"label": 3}]}, good | {"components": "kick"}, good | {"tempo_bpm": "fast"}, [1]]
+    lines = [
+        good,
+        good | {"event_id": "b", "components": None},
+        good | {"components": [{"label": 3}]},
+        good | {"components": "kick"},
+        good | {"tempo_bpm": "fast"},
+        [1],
+    ]
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"onset_time": NaN\n')
     frame, rejected = read_manifest(path)
@@ -134,7 +161,14 @@ def test_broken_rows_are_counted_and_named_not_fatal(tmp_path: Path) -> None:
 def test_an_empty_manifest_fails_every_rule() -> None:
     """Empty input: every rule of every family fails, none crashes."""
     limits = HealthLimits(
-        view="drums18", max_duplication_rate=0.005, min_class_count=1, min_counts={"kick": 1}, required_labels=("kick",), required_techniques=("roll",), max_unknown_labels=0, max_rejected_rows=0
+        view="drums18",
+        max_duplication_rate=0.005,
+        min_class_count=1,
+        min_counts={"kick": 1},
+        required_labels=("kick",),
+        required_techniques=("roll",),
+        max_unknown_labels=0,
+        max_rejected_rows=0,
     )
     verdict = judge(measure(manifest(), TAXONOMY), limits, view=TAXONOMY.view("drums18"))
     assert len(verdict.rules) == 1 + 1 + 17 + 1 + 1 + 1 + 2
@@ -209,8 +243,17 @@ def test_the_five_row_example_of_the_seed(shared_data: Path) -> None:
     frame, rejected = read_manifest(folder / "events_health_example.jsonl")
     found = measure(frame, TAXONOMY, rejected=rejected, dataset_metadata=report.read_durations(folder / "metadata_health_example.json"))
     summary = found["summary"]
-    assert [summary[k] for k in ("events_total", "events_synthetic", "unique_sessions", "unique_drummers", "rejected_rows", "duplication_rate")] == [5, 1, 4, 4, 0, 0.0]
-    assert {k: v["total"] for k, v in found["per_class_counts"].items()} == {"crash": 3, "snare": 1, "hihat_closed": 1, "kick": 1, "ride_bow": 1, "ride_bell": 1}
+    assert [
+        summary[k] for k in ("events_total", "events_synthetic", "unique_sessions", "unique_drummers", "rejected_rows", "duplication_rate")
+    ] == [5, 1, 4, 4, 0, 0.0]
+    assert {k: v["total"] for k, v in found["per_class_counts"].items()} == {
+        "crash": 3,
+        "snare": 1,
+        "hihat_closed": 1,
+        "kick": 1,
+        "ride_bow": 1,
+        "ride_bell": 1,
+    }
     assert {k: n for k, n in found["dynamic_bucket_counts"].items() if n} == {"medium": 5, "accent": 3}
     assert found["openness_histogram"][0] == 1
     assert found["loudness"]["LUFS_i"]["mean"] == pytest.approx(-20.52)
@@ -236,14 +279,19 @@ def page(found: dict[str, object], limits: HealthLimits | None = NEVER) -> str:
 def test_the_page_is_one_safe_file() -> None:
     """No script, no request, a CSP; a label that is markup appears as text; equal reports give equal bytes."""
     evil = "<script>alert(1)</script>"
-    frame = manifest({"components": [hit(evil)], "techniques": [evil], "source_set": evil, "session_id": evil, "onset_time": 0.0}, {"techniques": ["roll"]})
+    frame = manifest(
+        {"components": [hit(evil)], "techniques": [evil], "source_set": evil, "session_id": evil, "onset_time": 0.0},
+        {"techniques": ["roll"]},
+    )
     found = measure(frame, TAXONOMY, splits=pl.DataFrame({"group_id": ["g"], "split": [evil]}))
     text = page(found, HealthLimits(min_class_count=1))
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
     assert not re.search(r"(?:src|href)\s*=|url\(|@import", text)
-    assert text == page(measure(frame, TAXONOMY, splits=pl.DataFrame({"group_id": ["g"], "split": [evil]})), HealthLimits(min_class_count=1))
+    assert text == page(
+        measure(frame, TAXONOMY, splits=pl.DataFrame({"group_id": ["g"], "split": [evil]})), HealthLimits(min_class_count=1)
+    )
 
 
 def test_the_page_shows_gates_first_with_a_word() -> None:
@@ -270,7 +318,9 @@ def test_shipped_limits_are_read(settings: Settings, profile: str) -> None:
     assert set(limits.required_techniques) <= {t.id for t in shipped.techniques.techniques}
 
 
-@pytest.mark.parametrize("bad", [{"min_clas_count": 3}, {"min_class_count": -1}, {"max_duplication_rate": "0.1"}, {"min_counts": {"kick": True}}])
+@pytest.mark.parametrize(
+    "bad", [{"min_clas_count": 3}, {"min_class_count": -1}, {"max_duplication_rate": "0.1"}, {"min_counts": {"kick": True}}]
+)
 def test_misspelt_limits_are_refused(bad: dict[str, object]) -> None:
     """An unknown limit or a value that is no number exits 2."""
     with pytest.raises(ConfigError):

@@ -26,7 +26,14 @@ def single(n: int, n_right: int, groups: int | None = None) -> pl.DataFrame:
     for i in range(n):
         label, other = ("kick", "snare") if i % 2 else ("snare", "kick")
         said = label if i < n_right else other
-        rows.append({"sample_id": f"s{i:04d}", "labels": [label], "scores": [{"label": said, "p": 0.9}], "group_id": None if groups is None else f"g{i % groups}"})
+        rows.append(
+            {
+                "sample_id": f"s{i:04d}",
+                "labels": [label],
+                "scores": [{"label": said, "p": 0.9}],
+                "group_id": None if groups is None else f"g{i % groups}",
+            }
+        )
     return table(rows)
 
 
@@ -69,13 +76,21 @@ def test_resamples_equal_a_slow_loop() -> None:
         picked = [i for u in draw.integers(0, 5, 5) for i in range(30) if rows["group_id"][i] == names[u]]
         scores, total = [], np.zeros(3)
         for c in "abcd":
-            counts = np.array([sum(c in truth[i] and c in said[i] for i in picked), sum(c not in truth[i] and c in said[i] for i in picked), sum(c in truth[i] and c not in said[i] for i in picked)])
+            counts = np.array(
+                [
+                    sum(c in truth[i] and c in said[i] for i in picked),
+                    sum(c not in truth[i] and c in said[i] for i in picked),
+                    sum(c in truth[i] and c not in said[i] for i in picked),
+                ]
+            )
             total += counts
             if c != "d" and counts.sum():
                 scores.append(2 * counts[0] / (2 * counts[0] + counts[1] + counts[2]))
         macro.append(np.mean(scores))
         micro.append(2 * total[0] / (2 * total[0] + total[1] + total[2]))
-        example.append(np.mean([2 * len(truth[i] & said[i]) / (len(truth[i]) + len(said[i])) if truth[i] or said[i] else 1.0 for i in picked]))
+        example.append(
+            np.mean([2 * len(truth[i] & said[i]) / (len(truth[i]) + len(said[i])) if truth[i] or said[i] else 1.0 for i in picked])
+        )
     for name, values in (("macro_f1", macro), ("micro_f1", micro), ("example_f1", example)):
         assert found.metrics[name].ci_lower == pytest.approx(np.quantile(values, 0.025))
         assert found.metrics[name].mean == pytest.approx(np.mean(values))
@@ -125,7 +140,9 @@ def figures(truth: str = "t", **metrics: tuple[float, float, float]) -> Bootstra
         ("openness_mae", (0.080, 0.075, 0.085), (0.098, 0.092, 0.104), False, False),
     ],
 )
-def test_release_gate(metric: str, before: tuple[float, float, float], now: tuple[float, float, float], blocked: bool, flagged: bool) -> None:
+def test_release_gate(
+    metric: str, before: tuple[float, float, float], now: tuple[float, float, float], blocked: bool, flagged: bool
+) -> None:
     """Section 8: every row of its verdict table."""
     verdict = bootstrap.judge(figures(**{metric: now}), BootstrapLimits(), baseline=figures(**{metric: before}))
     assert verdict.passed is not blocked
@@ -146,21 +163,31 @@ def test_the_comparison_is_waived_only_on_a_first_release() -> None:
 def test_another_truth_or_a_lost_metric_fails() -> None:
     """Different ground-truth digests are not comparable; a metric of the baseline that is gone fails."""
     before = figures(macro_f1=(0.9, 0.8, 1.0), openness_mae=(0.1, 0.05, 0.2))
-    assert [r.code for r in bootstrap.judge(figures("other", macro_f1=(0.9, 0.8, 1.0)), BootstrapLimits(), baseline=before).reasons] == ["not-comparable"]
-    assert [r.code for r in bootstrap.judge(figures(macro_f1=(0.9, 0.8, 1.0)), BootstrapLimits(), baseline=before).reasons] == ["lost-metric"]
+    assert [r.code for r in bootstrap.judge(figures("other", macro_f1=(0.9, 0.8, 1.0)), BootstrapLimits(), baseline=before).reasons] == [
+        "not-comparable"
+    ]
+    assert [r.code for r in bootstrap.judge(figures(macro_f1=(0.9, 0.8, 1.0)), BootstrapLimits(), baseline=before).reasons] == [
+        "lost-metric"
+    ]
 
 
 def test_too_few_rows_nothing_and_missing_predictions() -> None:
     """Fewer than 200 rows or 10 groups fail under prod; no row is nothing to judge; a row without prediction fails."""
     small = single(199, 199, groups=10)
-    assert [r.code for r in bootstrap.judge(bootstrap.measure(small, small), BootstrapLimits(), first_release=True).reasons] == ["too-few-samples"]
+    assert [r.code for r in bootstrap.judge(bootstrap.measure(small, small), BootstrapLimits(), first_release=True).reasons] == [
+        "too-few-samples"
+    ]
     few = single(300, 300, groups=9)
-    assert [r.code for r in bootstrap.judge(bootstrap.measure(few, few), BootstrapLimits(), first_release=True).reasons] == ["too-few-samples"]
+    assert [r.code for r in bootstrap.judge(bootstrap.measure(few, few), BootstrapLimits(), first_release=True).reasons] == [
+        "too-few-samples"
+    ]
     enough = single(200, 200, groups=10)
     assert bootstrap.judge(bootstrap.measure(enough, enough), BootstrapLimits(), first_release=True).passed
     none = bootstrap.judge(bootstrap.measure(small.clear(), small), DEMO, first_release=True)
     assert "nothing-to-judge" in [r.code for r in none.reasons]
-    assert "missing-prediction" in [r.code for r in bootstrap.judge(bootstrap.measure(small, small.head(10)), DEMO, first_release=True).reasons]
+    assert "missing-prediction" in [
+        r.code for r in bootstrap.judge(bootstrap.measure(small, small.head(10)), DEMO, first_release=True).reasons
+    ]
 
 
 def test_paired_difference_knows_more_than_two_intervals() -> None:

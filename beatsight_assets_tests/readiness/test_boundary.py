@@ -53,7 +53,9 @@ def test_an_onset_between_windows_is_counted_as_uncovered() -> None:
     assert (len(found.onset), found.n_uncovered) == (0, 1)
 
 
-@pytest.mark.parametrize(("onsets", "leading", "trailing"), [(137_000 * np.arange(1000), 81, 77), (120_000 * np.arange(5000) + 7000, 391, 390)])
+@pytest.mark.parametrize(
+    ("onsets", "leading", "trailing"), [(137_000 * np.arange(1000), 81, 77), (120_000 * np.arange(5000) + 7000, 391, 390)]
+)
 def test_series_counts(onsets: np.ndarray, leading: int, trailing: int) -> None:
     """Section 6.1: the two series give the stated numbers of rows."""
     found = find_edges(onsets, PackOptions())
@@ -167,7 +169,11 @@ def test_each_edge_is_judged() -> None:
     rows += [{"sample_id": "b", "labels": ["kick"], "edge": "trailing", "scores": scores(kick=0.1)}]
     table = samples(rows)
     verdict = boundary.judge(boundary.measure(table, table), BoundaryLimits(macro_recall=0.95))
-    assert {r.name: r.passed for r in verdict.rules} == {"macro_recall": True, "macro_recall[leading]": True, "macro_recall[trailing]": False}
+    assert {r.name: r.passed for r in verdict.rules} == {
+        "macro_recall": True,
+        "macro_recall[leading]": True,
+        "macro_recall[trailing]": False,
+    }
     assert not verdict.passed
 
 
@@ -198,5 +204,10 @@ def test_without_any_label_there_is_nothing_to_judge() -> None:
 
 def test_weights_count() -> None:
     """Counts are weighted by `weight`."""
-    table = samples([{"sample_id": "a", "labels": ["kick"], "weight": 3.0, "scores": scores(kick=1.0)}, {"sample_id": "b", "labels": ["kick"], "scores": scores(kick=0.0)}])
+    table = samples(
+        [
+            {"sample_id": "a", "labels": ["kick"], "weight": 3.0, "scores": scores(kick=1.0)},
+            {"sample_id": "b", "labels": ["kick"], "scores": scores(kick=0.0)},
+        ]
+    )
     assert boundary.measure(table, table).overall.micro.recall == 0.75

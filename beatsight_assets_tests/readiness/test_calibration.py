@@ -91,7 +91,9 @@ def test_limits_differ_between_val_and_test() -> None:
 def test_few_positives_no_split_and_no_baseline() -> None:
     """Below 50 true decisions, without test, without a baseline after the first release: fail, each with its reason."""
     small, large = calibration.measure(table(P, Y)), calibration.measure(table(np.full(100, 1.0), np.ones(100, dtype=bool)))
-    assert [r.code for r in calibration.judge({"val": small}, CalibrationLimits(ece_val=1, ece_test=None), first_release=True).reasons] == ["too-few-samples"]
+    assert [r.code for r in calibration.judge({"val": small}, CalibrationLimits(ece_val=1, ece_test=None), first_release=True).reasons] == [
+        "too-few-samples"
+    ]
     lacking = calibration.judge({"val": large}, CalibrationLimits(), first_release=True)
     assert not lacking.rule("ece_test").passed  # type: ignore[union-attr]
     assert [r.code for r in calibration.judge({"val": large, "test": large}, CalibrationLimits()).reasons] == ["no-baseline"]

@@ -85,7 +85,9 @@ def test_families_of_unknown_sounds_are_reported() -> None:
 
 def test_rejection_scores_need_one_field_for_the_whole_file() -> None:
     """Score 1 - rejection_score; a file in which some rows lack it is refused."""
-    rows = table([{"sample_id": "a", "is_known": True, "rejection_score": 0.1}, {"sample_id": "b", "is_known": False, "rejection_score": 0.9}])
+    rows = table(
+        [{"sample_id": "a", "is_known": True, "rejection_score": 0.1}, {"sample_id": "b", "is_known": False, "rejection_score": 0.9}]
+    )
     assert openset.measure(rows, rows, "rejection").auroc == 1.0
     with pytest.raises(InputError, match="rejection_score"):
         openset.measure(rows, table([sample("a", True, 0.9), sample("b", False, 0.1)]), "rejection")
@@ -96,7 +98,9 @@ def test_too_few_missing_and_nothing() -> None:
     rows = table([sample(f"k{i}", True, 0.9) for i in range(19)] + [sample(f"u{i}", False, 0.1) for i in range(20)])
     assert [r.code for r in openset.judge(openset.measure(rows, rows), PROD).reasons] == ["too-few-samples"]
     assert openset.judge(openset.measure(rows, rows), OpenSetLimits(auroc=0.9, min_known=2, min_unknown=2)).passed
-    assert [r.code for r in openset.judge(openset.measure(rows, rows.head(38)), OpenSetLimits(min_known=2, min_unknown=2)).reasons] == ["missing-prediction"]
+    assert [r.code for r in openset.judge(openset.measure(rows, rows.head(38)), OpenSetLimits(min_known=2, min_unknown=2)).reasons] == [
+        "missing-prediction"
+    ]
     assert [r.code for r in openset.judge(openset.measure(rows.head(19), rows), PROD).reasons] == ["nothing-to-judge"]
     assert openset.measure(rows.head(30), rows).n_ignored == 9
 

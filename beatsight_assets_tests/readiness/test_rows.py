@@ -52,7 +52,10 @@ def test_every_bad_row_is_listed_at_once(tmp_path: Path) -> None:
 
 def test_parquet_and_jsonl_are_read_alike(tmp_path: Path) -> None:
     """Every readiness command reads Parquet and JSONL: the same rows give the same table."""
-    rows = [{"sample_id": "a", "labels": ["kick"], "scores": {"kick": 0.5, "snare": 0.25}}, {"sample_id": "b", "labels": [], "scores": {"snare": 1.0}}]
+    rows = [
+        {"sample_id": "a", "labels": ["kick"], "scores": {"kick": 0.5, "snare": 0.25}},
+        {"sample_id": "b", "labels": [], "scores": {"snare": 1.0}},
+    ]
     from_lines = read_samples(written(tmp_path, *(json.dumps(r) for r in rows)))
     table = pl.DataFrame({"sample_id": ["a", "b"], "labels": [["kick"], []], "scores": [
         [{"label": "kick", "p": 0.5}, {"label": "snare", "p": 0.25}], [{"label": "snare", "p": 1.0}]]}, schema_overrides={"labels": pl.List(pl.String)})  # fmt: skip
@@ -73,7 +76,10 @@ def test_parquet_with_text_scores_or_nan_is_refused(tmp_path: Path) -> None:
 def test_labels_come_from_threshold_top_k_or_the_listed_ones(tmp_path: Path) -> None:
     """A label is predicted at or above its threshold; top k goes by score and then by name; listed labels are taken as they are."""
     path = written(
-        tmp_path, '{"sample_id": "a", "scores": {"x": 0.5, "y": 0.49, "z": 0.5}}', '{"sample_id": "b", "labels": ["x"]}', '{"sample_id": "stray", "labels": []}'
+        tmp_path,
+        '{"sample_id": "a", "scores": {"x": 0.5, "y": 0.49, "z": 0.5}}',
+        '{"sample_id": "b", "labels": ["x"]}',
+        '{"sample_id": "stray", "labels": []}',
     )
     predictions = read_samples(path)
     truth = predictions.filter(pl.col("sample_id") != "stray").with_columns(labels=pl.Series([["y"], ["x"]]))

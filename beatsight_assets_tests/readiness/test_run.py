@@ -41,7 +41,13 @@ def predictions(name: str, n: int, share_right: float) -> pl.DataFrame:
 
 def unknown_sounds(n: int) -> pl.DataFrame:
     rows = [
-        {"sample_id": f"o{i}", "is_known": i % 2 == 0, "family": "drum" if i % 2 == 0 else "tone", "labels": [], "scores": [{"label": "kick", "p": 0.9 - 0.8 * (i % 2)}]}
+        {
+            "sample_id": f"o{i}",
+            "is_known": i % 2 == 0,
+            "family": "drum" if i % 2 == 0 else "tone",
+            "labels": [],
+            "scores": [{"label": "kick", "p": 0.9 - 0.8 * (i % 2)}],
+        }
         for i in range(n)
     ]
     return pl.DataFrame(rows, schema_overrides={"labels": pl.List(pl.String)})
@@ -142,7 +148,12 @@ def test_skip_checks_and_halt(settings: Settings) -> None:
 
     assert statuses(skip=("openset",))["openset"] == "skipped"
     assert statuses(checks=("openset",)) == {"openset": "pass"}
-    assert statuses(halt_on_first_failure=True) == {"boundary": "fail", "openset": "not-run", "bootstrap": "not-run", "calibration": "not-run"}
+    assert statuses(halt_on_first_failure=True) == {
+        "boundary": "fail",
+        "openset": "not-run",
+        "bootstrap": "not-run",
+        "calibration": "not-run",
+    }
     with pytest.raises(ConfigError):
         statuses(checks=("bounday",))
 
@@ -150,7 +161,10 @@ def test_skip_checks_and_halt(settings: Settings) -> None:
 def test_a_pack_row_without_prediction_fails_boundary(settings: Settings) -> None:
     """The pack is the truth: a row that nobody predicted is a missing prediction."""
     publish(settings)
-    settings.store.publish(settings.layout.report("readiness", "boundary_pack") / "labels.jsonl", b'{"sample_id": "x:leading:0", "labels": ["kick"], "edge": "leading"}\n')
+    settings.store.publish(
+        settings.layout.report("readiness", "boundary_pack") / "labels.jsonl",
+        b'{"sample_id": "x:leading:0", "labels": ["kick"], "edge": "leading"}\n',
+    )
     verdict = stage.run(settings, ReadinessOptions(run="r1")).verdict("boundary")
     assert [r.code for r in verdict.reasons] == ["missing-prediction"]  # type: ignore[union-attr]
 
@@ -198,7 +212,12 @@ def test_a_candidate_without_a_model_or_with_a_bad_name_is_refused(settings: Set
 def test_shipped_limits_are_read(settings: Settings, profile: str) -> None:
     """Every readiness section of every profile is spelled right, and its required gates are gates."""
     gates = Settings(layout=settings.layout, profile=profile).gates
-    for gate, kind in (("boundary", BoundaryLimits), ("openset", OpenSetLimits), ("bootstrap", BootstrapLimits), ("calibration", CalibrationLimits)):
+    for gate, kind in (
+        ("boundary", BoundaryLimits),
+        ("openset", OpenSetLimits),
+        ("bootstrap", BootstrapLimits),
+        ("calibration", CalibrationLimits),
+    ):
         read_limits(kind, gates.readiness[gate], profile)
     assert set(gates.required) <= set(stage.GATES)
 
@@ -207,7 +226,9 @@ def test_shipped_limits_are_read(settings: Settings, profile: str) -> None:
 @pytest.mark.parametrize(
     ("gate", "truth", "said", "passed"), [("boundary", "boundary_labels", "boundary_predictions", True), ("openset", "openset_ground_truth", "openset_predictions", False), ("bootstrap", "bootstrap_ground_truth", "bootstrap_predictions", True)]
 )  # fmt: skip
-def test_example_files_are_judged_by_the_profile(settings: Settings, shared_data: Path, gate: str, truth: str, said: str, passed: bool) -> None:
+def test_example_files_are_judged_by_the_profile(
+    settings: Settings, shared_data: Path, gate: str, truth: str, said: str, passed: bool
+) -> None:
     """Each example pair of the seed runs through its gate under demo limits; one known sample is too few for openset."""
     folder = shared_data / "beatsight_formats/ai-pipeline/training/examples"
     verdict = judge_files(settings, gate, folder / f"{truth}_example.jsonl", folder / f"{said}_example.jsonl", first_release=True)
@@ -218,7 +239,9 @@ def test_example_files_are_judged_by_the_profile(settings: Settings, shared_data
 def test_files_of_calibration_are_split_by_the_truth(settings: Settings, tmp_path: Path) -> None:
     """`readiness calibration` on two files: the truth says which split a row is in."""
     rows = predictions("x", 240, 1.0)
-    rows.with_columns(split=pl.Series(np.where(np.arange(240) < 120, "val", "test"))).drop("scores").write_parquet(tmp_path / "truth.parquet")
+    rows.with_columns(split=pl.Series(np.where(np.arange(240) < 120, "val", "test"))).drop("scores").write_parquet(
+        tmp_path / "truth.parquet"
+    )
     rows.select("sample_id", "scores").write_parquet(tmp_path / "said.parquet")
     verdict = judge_files(settings, "calibration", tmp_path / "truth.parquet", tmp_path / "said.parquet", first_release=True)
     assert verdict.passed

@@ -38,7 +38,12 @@ def test_audio_becomes_hits_and_four_files_that_agree(settings: Settings, tmp_pa
     assert found.exit_code == 0 and found.model == "demo-1" and found.classifier == "frame"
     assert found.counts == {"hihat_closed": 7, "kick": 7}
     assert score_hits(TRUTH, found.heard.hits, TAXONOMY).overall("drums18", 20.0).f1 == 1.0
-    assert sorted(p.name for p in output.parent.iterdir() if not p.name.startswith(".")) == ["a song.bsm", "a song.jsonl", "a song.mid", "a song.txt"]
+    assert sorted(p.name for p in output.parent.iterdir() if not p.name.startswith(".")) == [
+        "a song.bsm",
+        "a song.jsonl",
+        "a song.mid",
+        "a song.txt",
+    ]
     for kind, tolerance_us in (("bsm", 500), ("midi", 261), ("audacity", 0), ("jsonl", 0)):
         read = read_hits(found.files[kind], TAXONOMY)
         assert [h.label for h in read] == [h.label for h in found.heard.hits]
@@ -130,7 +135,13 @@ def test_the_model_is_chosen_by_option_then_environment_then_pointer(settings: S
     with_env = replace(settings, model_path="models/candidates/run-env")
     assert find_model(with_env).name == "run-env"
     assert find_model(with_env, "run-option").name == "run-option"
-    for name in ("current-1", "models/promoted/current-1", str(by_option), str(by_env / "model.safetensors"), "models/candidates/run-env/model.json"):
+    for name in (
+        "current-1",
+        "models/promoted/current-1",
+        str(by_option),
+        str(by_env / "model.safetensors"),
+        "models/candidates/run-env/model.json",
+    ):
         assert find_model(settings, name).model.family == "frame"
 
 

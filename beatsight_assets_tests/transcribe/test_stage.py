@@ -20,7 +20,9 @@ from beatsight_assets_tests.transcribe.factory import promote, write_song
 
 LABELS = ("kick", "hihat_closed")
 PLAYED = [(0.25 + 0.25 * i, LABELS[i % 2], 0.6) for i in range(14)]
-SOURCES = "datasets:\n  songs: {short: songs, raw_folder: songs, module: rendered}\n  real: {short: real, raw_folder: real, module: rendered}\n"
+SOURCES = (
+    "datasets:\n  songs: {short: songs, raw_folder: songs, module: rendered}\n  real: {short: real, raw_folder: real, module: rendered}\n"
+)
 
 
 def make_lake(root: Path, takes: dict[str, tuple[str, str | None, str]], *, wrong: bool = False) -> Settings:
@@ -43,7 +45,10 @@ def make_lake(root: Path, takes: dict[str, tuple[str, str | None, str]], *, wron
             if source == name
         ]
         frames.append(assemble(name, [(s, hits) for s in sessions], Taxonomy.shipped()).frame)
-        rows = [{"source_set": name, "session_id": s.session_id, "group_id": s.group_id, "coverage": list(Taxonomy.shipped().labels)} for s in sessions]
+        rows = [
+            {"source_set": name, "session_id": s.session_id, "group_id": s.group_id, "coverage": list(Taxonomy.shipped().labels)}
+            for s in sessions
+        ]
         settings.store.publish_frame(settings.layout.provenance(name), pl.DataFrame(rows, schema=PROVENANCE_SCHEMA, orient="row"))
     for session, (source, _, split) in takes.items():
         if split == "test":
