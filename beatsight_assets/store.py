@@ -268,10 +268,14 @@ class _HashingFile(io.RawIOBase):
 
 
 class Store:
-    """Everything below one root folder is read and written through this."""
+    """Everything below one root folder is read and written through this.
 
-    def __init__(self, root: Path) -> None:
+    `remember`: digests are kept in <root>/.cache. Without it nothing but what is published appears there: a folder of the user's.
+    """
+
+    def __init__(self, root: Path, *, remember: bool = True) -> None:
         self.root = root
+        self.remember = remember
         self._swept: set[Path] = set()
 
     def publish(
@@ -516,7 +520,9 @@ class Store:
         self._cache_run("insert or replace into digests values(?,?,?,?,?)", (*key, digest))
 
     def _cache_run(self, statement: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
-        """Rows of a statement; none when the cache cannot be used, for without it digests are computed again."""
+        """Rows of a statement; none when the cache is off or cannot be used, for without it digests are computed again."""
+        if not self.remember:
+            return []
         try:
             connection = self._cache()
             try:

@@ -14,11 +14,11 @@ TESTS = "beatsight_assets_tests"
 STAGES: dict[str, tuple[str, list[str]]] = {
     "unit": (
         "facts, properties, goldens, documents",
-        [TESTS, "beatsight_assets", *(f"--ignore={TESTS}/{d}" for d in ("crash", "dag", "e2e"))],
+        ["--dist=worksteal", TESTS, "beatsight_assets", *(f"--ignore={TESTS}/{d}" for d in ("crash", "dag", "e2e"))],
     ),
-    "crash": ("kill, full disk, torn files", [f"{TESTS}/crash"]),
-    "dagster": ("graph, gates, guards, sensors", [f"{TESTS}/dag"]),
-    "e2e": ("demo, red demos, browser", [f"{TESTS}/e2e"]),
+    "crash": ("kill, full disk, torn files", ["--dist=worksteal", f"{TESTS}/crash"]),
+    "dagster": ("graph, gates, guards, sensors", ["--dist=worksteal", f"{TESTS}/dag"]),
+    "e2e": ("demo, red demos, browser", ["--dist=loadfile", f"{TESTS}/e2e"]),
 }
 
 
@@ -38,7 +38,7 @@ def main(names: list[str]) -> int:
         print(f"== {name}: {text}", flush=True)
         started = time.monotonic()
         code = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *arguments], env=environment
+            [sys.executable, "-m", "pytest", "-q", "-n", "2", *arguments], env=environment
         ).returncode
         rows.append((name, "ok" if code == 0 else f"FAILED ({code})", time.monotonic() - started))
     print("\nstage        result        seconds")

@@ -94,7 +94,7 @@ def emit(session: Session, payload: Any, text: str) -> None:
     """JSON or text on stdout, and the JSON into --report."""
     if session.report_file is not None:
         path = session.report_file.absolute()
-        store.Store(path.parent).publish_json(path, payload)
+        store.Store(path.parent, remember=False).publish_json(path, payload)
     if session.as_json:
         sys.stdout.write(store.to_json_bytes(payload, indent=None).decode())
     elif text:

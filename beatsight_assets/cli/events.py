@@ -76,6 +76,6 @@ def export_command(session: Session, manifest: str, output: Path, kind: str | No
         raise ConfigError.unknown_choice("format", kind, ("jsonl", "csv"), where="--format")
     data = events.to_jsonl(frame) if kind == "jsonl" else events.to_csv(frame)
     path = output.absolute()
-    receipt = Store(path.parent).publish(path, data)
+    receipt = Store(path.parent, remember=False).publish(path, data)
     emit(session, {"events": frame.height, "bytes": receipt.n_bytes, "sha256": receipt.sha256}, f"{frame.height:,} events -> {output} ({receipt.n_bytes:,} bytes)")
     return 0

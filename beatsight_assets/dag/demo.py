@@ -103,7 +103,12 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
 def _alone(settings: Settings, instance: dg.DagsterInstance) -> Iterator[None]:
     """One demo at a time. Runs that a killed demo left behind are marked as failed and give their pool slots back: no daemon may be there to do it."""
     with settings.store.lock(settings.layout.dagster_home / "demo", "demo"):
-        unfinished = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+        unfinished = [
+            dg.DagsterRunStatus.NOT_STARTED,
+            dg.DagsterRunStatus.STARTING,
+            dg.DagsterRunStatus.STARTED,
+            dg.DagsterRunStatus.CANCELING,
+        ]
         for run in instance.get_runs(dg.RunsFilter(tags=OWN_RUNS, statuses=unfinished)):
             instance.report_run_failed(run, "the process of this demo was stopped")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

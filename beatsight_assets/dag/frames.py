@@ -15,7 +15,11 @@ from beatsight_assets.settings import Settings
 if TYPE_CHECKING:
     import pandas as pd
 
-WEIGHT_COLUMNS = {"group": ("string", "leakage unit"), "events": ("int", "events that count"), "weight": ("float", "how often it is drawn, per event")}
+WEIGHT_COLUMNS = {
+    "group": ("string", "leakage unit"),
+    "events": ("int", "events that count"),
+    "weight": ("float", "how often it is drawn, per event"),
+}
 
 
 def weights_frame(report: Mapping[str, Any]) -> "pd.DataFrame":
@@ -55,6 +59,9 @@ def with_weights(settings: Settings, result: dg.MaterializeResult) -> dg.Materia
         raise dg.Failure(f"the weights frame breaks its type: {verdict.description}", allow_retries=False)
     bounds = {"group": ["occurs once"], "events": [">= 1"], "weight": [f"{low:g} to {high:g}"]}
     schema = dg.TableSchema(
-        [dg.TableColumn(n, kind, text, dg.TableColumnConstraints(nullable=False, other=bounds[n])) for n, (kind, text) in WEIGHT_COLUMNS.items()]
+        [
+            dg.TableColumn(n, kind, text, dg.TableColumnConstraints(nullable=False, other=bounds[n]))
+            for n, (kind, text) in WEIGHT_COLUMNS.items()
+        ]
     )
     return result._replace(metadata={**(result.metadata or {}), "dagster/column_schema": schema})

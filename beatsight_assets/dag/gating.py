@@ -31,7 +31,9 @@ class GateState:
         return f"{asset}[{self.partition}]/{self.check.name}" if self.partition else f"{asset}/{self.check.name}"
 
 
-def gate_states(instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey], partitions: Sequence[str | None] = (None,)) -> list[GateState]:
+def gate_states(
+    instance: dg.DagsterInstance, checks: Sequence[dg.AssetCheckKey], partitions: Sequence[str | None] = (None,)
+) -> list[GateState]:
     """State of each check on each partition; partition None for an unpartitioned asset."""
     rows = instance.event_log_storage.get_asset_check_partition_info(list(checks))
     seen = {(row.check_key, row.partition_key): row for row in rows}
@@ -63,7 +65,9 @@ def require_green(states: Sequence[GateState], also: Sequence[str] = ()) -> None
     if bad or also:
         text = [f"{len(bad)} of {len(states)} gates are not green: " + ", ".join(f"{k} is {v}" for k, v in bad.items())] if bad else []
         raise dg.Failure(
-            ". ".join([*text, *also]), metadata={"gates": dg.MetadataValue.json(bad), "against": dg.MetadataValue.json(list(also))}, allow_retries=False
+            ". ".join([*text, *also]),
+            metadata={"gates": dg.MetadataValue.json(bad), "against": dg.MetadataValue.json(list(also))},
+            allow_retries=False,
         )
 
 

@@ -121,7 +121,9 @@ def init(settings: Settings) -> InitReport:
                     instance.get_runs_count()
             damaged = [f"{db.name} has {len(rows)} schema versions" for db in databases(home) if len(rows := schema_versions(db)) != 1]
     except OSError as error:
-        raise StoreError(f"{home} cannot be used: {error.strerror}. It must be a local folder that you may write", code="io-error") from error
+        raise StoreError(
+            f"{home} cannot be used: {error.strerror}. It must be a local folder that you may write", code="io-error"
+        ) from error
     if damaged:
         raise StoreError(f"{'; '.join(damaged)}. Repair it with: beatsight doctor --repair", code="damaged-instance", where=str(home))
     return InitReport(home, is_new, tuple(str(db.relative_to(home)) for db in databases(home)))
@@ -129,7 +131,11 @@ def init(settings: Settings) -> InitReport:
 
 def databases(home: Path) -> list[Path]:
     """The three databases of a home: runs, events index, schedules. (Every run has one more, made by its own process alone.)"""
-    return [p for p in (home / "history" / "runs.db", home / "history" / "runs" / "index.db", home / "schedules" / "schedules.db") if p.is_file()]
+    return [
+        p
+        for p in (home / "history" / "runs.db", home / "history" / "runs" / "index.db", home / "schedules" / "schedules.db")
+        if p.is_file()
+    ]
 
 
 def schema_versions(database: Path) -> list[str]:
@@ -193,7 +199,11 @@ def _libraries() -> list[Finding]:
     pins = shipped("constraints.txt")
     lines = pins.read_text(encoding="utf-8").splitlines() if pins.is_file() else []
     pinned = dict(line.split("==", 1) for line in lines if "==" in line and not line.startswith("#"))
-    other = [f"{n} {v} (pinned {p})" for n, p in pinned.items() if (v := _installed(n)) is not None and v.split("+")[0] != p.strip().split("+")[0]]
+    other = [
+        f"{n} {v} (pinned {p})"
+        for n, p in pinned.items()
+        if (v := _installed(n)) is not None and v.split("+")[0] != p.strip().split("+")[0]
+    ]
     return [
         Finding("libraries", bool(wrong), "; ".join(wrong) or f"{len(wanted)} requirements hold", "Run: make setup"),
         Finding("pins", bool(other), "; ".join(other[:8]) or f"{len(pinned)} pinned versions hold", "Run: make setup"),
@@ -213,13 +223,20 @@ def _nearest(path: Path) -> Path:
 
 def _free_space(root: Path) -> Finding:
     free = shutil.disk_usage(_nearest(root)).free
-    return Finding("free space", free < MIN_FREE_BYTES, f"{free / (1 << 30):.1f} GiB free", f"Free at least {MIN_FREE_BYTES >> 30} GiB at {root}")
+    return Finding(
+        "free space", free < MIN_FREE_BYTES, f"{free / (1 << 30):.1f} GiB free", f"Free at least {MIN_FREE_BYTES >> 30} GiB at {root}"
+    )
 
 
 def _writable(root: Path) -> Finding:
     folders = [f for f in (root, *sorted(root.iterdir())) if f.is_dir() and f.name != "raw"] if root.is_dir() else [_nearest(root)]
     refused = [printable(f.name or str(f)) for f in folders if not os.access(f, os.W_OK | os.X_OK)]
-    return Finding("permissions", bool(refused), f"not writable: {', '.join(refused)}" if refused else f"{root} is writable", "Give yourself write access")
+    return Finding(
+        "permissions",
+        bool(refused),
+        f"not writable: {', '.join(refused)}" if refused else f"{root} is writable",
+        "Give yourself write access",
+    )
 
 
 def _file_system(home: Path) -> Finding:
@@ -253,7 +270,11 @@ def _databases(home: Path) -> list[Finding]:
                 whole = connection.execute("pragma quick_check").fetchone()[0]
             versions = schema_versions(database)
         except sqlite3.DatabaseError as error:
-            found.append(Finding(name, True, f"cannot be read: {error}", f"Move {home} away and run: beatsight init. Data and receipts are not in it"))
+            found.append(
+                Finding(
+                    name, True, f"cannot be read: {error}", f"Move {home} away and run: beatsight init. Data and receipts are not in it"
+                )
+            )
             continue
         is_ok = whole == "ok" and len(versions) == 1
         text = "whole" if is_ok else f"quick_check says {whole}, schema versions: {', '.join(versions) or 'none'}"

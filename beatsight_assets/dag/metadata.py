@@ -155,11 +155,15 @@ def full_chart(figure: str, label: str, bars: Sequence[tuple[str, float]]) -> st
     lines = [f'<text x="0" y="14" font-weight="bold">{_xml(figure)} by {_xml(label)}</text>']
     for i, (name, value) in enumerate(bars):
         y, width = 24 + 20 * i, max(1, round(380 * value / top))
-        lines.append(f'<text x="192" y="{y + 13}" text-anchor="end">{_xml(name)}</text><rect x="200" y="{y}" width="{width}" height="16" fill="{INK}"/>')
+        lines.append(
+            f'<text x="192" y="{y + 13}" text-anchor="end">{_xml(name)}</text><rect x="200" y="{y}" width="{width}" height="16" fill="{INK}"/>'
+        )
         lines.append(f'<text x="{206 + width}" y="{y + 13}">{_xml(shown(value))}</text>')
     size = f'width="680" height="{30 + 20 * len(bars)}"'
     style = 'font-family="sans-serif" font-size="12" fill="#444"'
-    return _image("bars with names", f'<svg xmlns="{SVG}" {size} {style}><rect width="100%" height="100%" fill="#fff"/>{"".join(lines)}</svg>')
+    return _image(
+        "bars with names", f'<svg xmlns="{SVG}" {size} {style}><rect width="100%" height="100%" fill="#fff"/>{"".join(lines)}</svg>'
+    )
 
 
 def _image(name: str, svg: str) -> str:

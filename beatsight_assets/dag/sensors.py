@@ -32,7 +32,9 @@ class RootState:
     newest_mtime_s: float
 
 
-def roots_to_ingest(launched: Mapping[str, str], now: Mapping[str, RootState | None], clock_s: float, settle_s: float = SETTLE_S) -> list[str]:
+def roots_to_ingest(
+    launched: Mapping[str, str], now: Mapping[str, RootState | None], clock_s: float, settle_s: float = SETTLE_S
+) -> list[str]:
     """Datasets whose root changed since the last launch and has been quiet for `settle_s` seconds.
 
     A root that cannot be read is None and is never "changed": an unmounted disk must not look like deleted data.
@@ -63,7 +65,9 @@ def merge_decision(states: Mapping[str, Sequence[str]], versions: Mapping[str, s
     """
     if not states:
         return MergeDecision(False, "no dataset has been ingested yet")
-    not_green = {name: next((s for s in found if s != "green"), "never") for name, found in states.items() if not found or set(found) != {"green"}}
+    not_green = {
+        name: next((s for s in found if s != "green"), "never") for name, found in states.items() if not found or set(found) != {"green"}
+    }
     if not_green:
         return MergeDecision(False, "waiting for green checks: " + ", ".join(f"{n} is {s}" for n, s in sorted(not_green.items())))
     unknown = sorted(set(states) - set(versions))
@@ -114,7 +118,9 @@ def build_sensors(status: dg.DefaultSensorStatus) -> list[dg.SensorDefinition]:
         if not due:
             unsettled = [n for n, r in now.items() if r is not None and launched.get(n) != r.digest]
             unreadable = [n for n, r in now.items() if r is None]
-            return dg.SkipReason(f"nothing new. Still changing: {', '.join(unsettled) or 'none'}. Not there or not readable: {', '.join(unreadable) or 'none'}")
+            return dg.SkipReason(
+                f"nothing new. Still changing: {', '.join(unsettled) or 'none'}. Not there or not readable: {', '.join(unreadable) or 'none'}"
+            )
         found = {name: root.digest for name in due if (root := now[name]) is not None}
         requests = [dg.RunRequest(partition_key=name, run_key=f"{name}:{digest}") for name, digest in found.items()]
         return dg.SensorResult(run_requests=requests, cursor=json.dumps({**launched, **found}, sort_keys=True))
@@ -144,7 +150,10 @@ def build_sensors(status: dg.DefaultSensorStatus) -> list[dg.SensorDefinition]:
         lake.settings.store.append_line(lake.settings.layout.root / "reports" / "failures.jsonl", failure_line(context))
 
     automation = dg.AutomationConditionSensorDefinition(
-        "automation", target=dg.AssetSelection.all(), default_status=status, description="Cheap assets follow their inputs, once these are green."
+        "automation",
+        target=dg.AssetSelection.all(),
+        default_status=status,
+        description="Cheap assets follow their inputs, once these are green.",
     )
     return [raw_files_sensor, merge_sensor, failure_log, automation]
 

@@ -200,7 +200,7 @@ def _work(
         before = _recorded_digests(index_path(settings, feature))
         contents = {a.sha256: a.path for a in audio if a}
         targets = {digest: feature_path(settings, feature, digest) for digest in contents}
-        kept = {d: t for d, t in targets.items() if t.is_file() and before.get(settings.store.rel(t), "") in ("", settings.store.sha256(t))}
+        kept = {d: t for d, t in targets.items() if t.is_file() and _is_usable(settings, t, before.get(settings.store.rel(t)))}
         n_repaired = sum(t.is_file() and d not in kept for d, t in targets.items())
         todo = [d for d in sorted(targets) if d not in kept]
         done = {d: _Done(len(read_features(t)), settings.store.sha256(t)) for d, t in kept.items()}
@@ -244,6 +244,17 @@ def _work(
         verdicts=[verdict],
         table=Table(("source", "split", "recordings", "minutes"), rows),
     )
+
+
+def _is_usable(settings: Settings, path: Path, recorded: str | None) -> bool:
+    """The bytes that the last index names; where it names none (the run before was killed), an array that can be read."""
+    if recorded is not None:
+        return settings.store.sha256(path) == recorded
+    try:
+        read_features(path)
+    except InputError:
+        return False
+    return True
 
 
 def _recorded_digests(path: Path) -> dict[str, str]:

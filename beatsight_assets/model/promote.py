@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from beatsight_assets import clock, store
 from beatsight_assets.errors import ConfigError, GateFailed, InputError
 from beatsight_assets.settings import Settings
-from beatsight_assets.stages import Link, Outcome, Progress, Report, read_receipt, run_stage, silent, trace
+from beatsight_assets.stages import Link, Outcome, Progress, Report, digest_of, read_receipt, run_stage, silent, trace
 from beatsight_assets.verdict import Artifact, Rule, Verdict
 
 VERSION = "1"
 STAGE = "promoted_model"
 JUDGED_BY = ("evaluation", "readiness", "health_diff", "manifest_health")
-MODEL_FILES = ("model.safetensors", "model.json")
+MODEL_FILES = {"model.safetensors": "model", "model.json": "model_card"}  # file of a release -> role in the candidate's receipt
+# Without a receipt of each of these the chain ends somewhere between the model and the raw data, and nobody can say what it rests on.
+CHAIN = ("candidate_model", "recording_features", "splits", "annotated_manifest", "merged_manifest", "events", "predictions")
 
 
 @dataclass(frozen=True)
@@ -36,35 +39,33 @@ def run(settings: Settings, options: PromoteOptions | None = None, *, progress: 
     ------
     GateFailed `not-promotable` : a verdict is missing, red, stale or about something else; nothing is written
     InputError `digest-mismatch` : the candidate's bytes are not those that were judged
-    ConfigError `release-exists` : the release name holds another model
+    ConfigError `release-exists` : the release name holds another model; `bad-option`, `path-escape` : it is no name
     """
     options = options or PromoteOptions()
     candidate = read_receipt(settings, "candidate_model")
     if candidate is None:
         raise GateFailed("there is no candidate. Train one: beatsight model train", code="no-candidate")
-    model = candidate.output("model")
-    card = candidate.output("model_card")
+    release = options.release or f"{settings.profile}-{candidate.output('model').sha256[:8]}"
+    folder = settings.layout.at(f"models/promoted/{release}")
+    if folder.parent != settings.layout.promoted or folder == settings.layout.current_model:
+        raise ConfigError(f"{release!r} is no name of a folder. Choose another --release", code="bad-option", where="--release")
     links = trace(settings, JUDGED_BY)
-    problems = [f"{link.name}: {p}" for link in links for p in link.problems] + _missing_verdicts(settings, candidate)
+    problems = [f"{link.name}: {p}" for link in links for p in link.problems if not _is_own_blessing(settings, release, link, p)]
+    problems += _missing_links(links) + _missing_verdicts(settings, candidate)
+    content = {name: _judged_bytes(settings, candidate.output(role)) for name, role in MODEL_FILES.items()}
     if problems:
-        mismatch = settings.store.sha256(settings.layout.root / model.path) != model.sha256 if (settings.layout.root / model.path).is_file() else True
-        if mismatch:
-            raise InputError(f"{model.path} is not the file that was judged. Train and judge again", code="digest-mismatch", where=model.path)
         raise GateFailed(
             f"{len(problems)} reasons against promotion: " + "; ".join(problems[:8]) + ("; …" if len(problems) > 8 else ""), code="not-promotable"
         )
-    release = options.release or f"{settings.profile}-{model.sha256[:8]}"
-    store.contain(settings.layout.promoted, release)
     judged = [r.output(role) for r, role in _judged(settings)]
-    parents = [("model", settings.layout.root / model.path), ("model_card", settings.layout.root / card.path)]
-    parents += [(a.role, settings.layout.root / a.path) for a in judged]
+    parents = [(a.role, settings.layout.root / a.path) for a in (*(candidate.output(role) for role in MODEL_FILES.values()), *judged)]
     return run_stage(
         settings,
         STAGE,
         version=VERSION,
         options={"release": release, "profile": settings.profile},
         parents=parents,
-        work=lambda: _publish(settings, release, candidate, links, judged, progress),
+        work=lambda: _publish(settings, release, candidate, content, links, judged, progress),
     )
 
 
@@ -93,6 +94,33 @@ def _judged(settings: Settings) -> list[tuple[Report, str]]:
     return found
 
 
+def _missing_links(links: list[Link]) -> list[str]:
+    found = {link.stage for link in links}
+    return [f"{stage}: no-receipt, the chain from the model to the raw data is broken here. Run it again" for stage in CHAIN if stage not in found]
+
+
+def _is_own_blessing(settings: Settings, release: str, link: Link, problem: str) -> bool:
+    """The baseline was replaced after `health_diff` by this very promotion, which was killed later on or is repeated."""
+    baseline = settings.layout.report("health", "baseline.json")
+    if link.stage != "health_diff" or not problem.startswith(f"stale: it read another version of {settings.store.rel(baseline)} "):
+        return False
+    blessing = _blessing(settings, release)
+    return blessing is not None and digest_of(settings, baseline) == sha256(store.to_json_bytes(blessing)).hexdigest()
+
+
+def _judged_bytes(settings: Settings, artifact: Artifact) -> bytes:
+    """Content of one of the candidate's files, every byte as it was judged."""
+    path = settings.layout.root / artifact.path
+    content = store.read_bytes(path, max_bytes=store.MAX_JSON_BYTES) if path.is_file() else b""
+    if sha256(content).hexdigest() != artifact.sha256:
+        raise InputError(
+            f"{artifact.path} is {'not the file that was judged' if path.is_file() else 'absent'}. Train and judge again",
+            code="digest-mismatch",
+            where=artifact.path,
+        )
+    return content
+
+
 def _missing_verdicts(settings: Settings, candidate: Report) -> list[str]:
     """Required gates without a pass, and verdicts that judged another model than the candidate."""
     problems = []
@@ -102,38 +130,40 @@ def _missing_verdicts(settings: Settings, candidate: Report) -> list[str]:
         if verdict is None:
             problems.append(f"readiness: {gate} is required by profile {settings.profile} and has no verdict")
     weights = candidate.output("model").sha256
-    for name, report in (("evaluation", evaluation), ("predictions", read_receipt(settings, "predictions"))):
+    for name, report in (("evaluation", evaluation), ("predictions", read_receipt(settings, "predictions")), ("readiness", readiness)):
         if report is not None and weights not in {a.sha256 for a in report.parents}:
             problems.append(f"{name}: stale-verdict, it judged another model than the candidate. Run it again")
     return problems
 
 
 def _publish(
-    settings: Settings, release: str, candidate: Report, links: list[Link], judged: list[Artifact], progress: Progress
+    settings: Settings,
+    release: str,
+    candidate: Report,
+    content: Mapping[str, bytes],
+    links: list[Link],
+    judged: list[Artifact],
+    progress: Progress,
 ) -> Outcome:
+    """Weights and card, then the record of the decision, then the pointer: a reader of CURRENT.json always finds a whole release."""
     folder = settings.layout.promoted / release
-    source = settings.layout.root / candidate.output("model").path
-    weights = source.read_bytes()
-    card = (settings.layout.root / candidate.output("model_card").path).read_bytes()
-    content = dict(zip(MODEL_FILES, (weights, card), strict=True))
-    for name, expected in zip(MODEL_FILES, ("model", "model_card"), strict=True):
-        path = folder / name
-        if path.is_file() and settings.store.sha256(path) != candidate.output(expected).sha256:
-            raise ConfigError(f"release {release} already holds another model. Choose another --release", code="release-exists")
+    record_path = folder / "promotion.json"
+    known = store.read_json(record_path) if record_path.is_file() else None
+    model, card = (candidate.output(role) for role in MODEL_FILES.values())
+    if known is not None and (known["model_sha256"], known["model_card_sha256"]) != (model.sha256, card.sha256):
+        raise ConfigError(f"release {release} already holds another model. Choose another --release", code="release-exists")
     progress(f"promoting {candidate.facts.get('run')} as {release}")
-    receipts = {name: settings.store.publish(folder / name, data) for name, data in content.items()}
-    for name, expected in zip(MODEL_FILES, ("model", "model_card"), strict=True):
-        if receipts[name].sha256 != candidate.output(expected).sha256:
-            raise InputError(f"{name} changed while it was copied", code="digest-mismatch", where=name)
-    previous = previous_release(settings, candidate.output("model").sha256)
+    for name, data in content.items():
+        settings.store.publish(folder / name, data)
+    previous = previous_release(settings, model.sha256)
     evaluation = read_receipt(settings, "evaluation")
     record = {
         "schema": "beatsight.promotion/1",
         "release": release,
         "family": candidate.facts.get("family", "frame"),
         "run": candidate.facts.get("run"),
-        "model_sha256": candidate.output("model").sha256,
-        "model_card_sha256": candidate.output("model_card").sha256,
+        "model_sha256": model.sha256,
+        "model_card_sha256": card.sha256,
         "profile": settings.profile,
         "chain": [{"stage": link.stage, "partition": link.partition, "sha256": link.sha256} for link in links],
         "verdicts": [a.to_json() for a in judged],
@@ -143,23 +173,29 @@ def _publish(
         "created_at": clock.utc_now().isoformat(),
         "version": 1,
     }
-    known = folder / "promotion.json"
-    if not known.is_file():
-        settings.store.publish_json(known, record)
+    if known is not None:
+        record = known  # a release is decided once; told again, it stays as it was told first
+    settings.store.publish_json(record_path, record)
     settings.store.publish(folder / "MODEL_CARD.md", _card_text(record, candidate).encode())
     pointer = {"release": release, "family": record["family"], "model_sha256": record["model_sha256"], "model_card_sha256": record["model_card_sha256"]}
-    _bless_health(settings, release)
+    blessing = _blessing(settings, release)
+    if blessing is not None:
+        settings.store.publish_json(settings.layout.report("health", "baseline.json"), blessing)
     settings.store.publish_json(settings.layout.current_model, pointer)
-    same = all(settings.store.sha256(folder / n) == candidate.output(r).sha256 for n, r in zip(MODEL_FILES, ("model", "model_card"), strict=True))
+    same = all(settings.store.sha256(folder / n, fresh=True) == candidate.output(role).sha256 for n, role in MODEL_FILES.items())
     verdict = Verdict(
         "promotion",
         (Rule("served_equals_judged", same, float(same), 1.0, "the promoted files are byte for byte those that were judged"),),
-        inputs=(candidate.output("model"), *judged),
+        inputs=(model, *judged),
         profile=settings.profile,
     )
     layout = settings.layout
     return Outcome(
-        outputs=[("model", folder / MODEL_FILES[0], None), ("model_card", folder / MODEL_FILES[1], None), ("promotion", known, None), ("current", layout.current_model, None)],
+        outputs=[
+            *((role, folder / name, None) for name, role in MODEL_FILES.items()),
+            ("promotion", record_path, None),
+            ("current", layout.current_model, None),
+        ],
         figures={k: v for k, v in record["figures"].items() if isinstance(v, (int, float))},
         facts={"release": release, "run": record["run"], "family": record["family"], "waivers": record["waivers"], "chain": [link.name for link in links]},
         verdicts=(verdict,),
@@ -175,12 +211,14 @@ def _waivers(settings: Settings) -> list[str]:
     return found
 
 
-def _bless_health(settings: Settings, release: str) -> None:
-    """The health report a release rests on is what the next one is compared with."""
+def _blessing(settings: Settings, release: str) -> dict[str, Any] | None:
+    """The health report that the release rests on, as the baseline of the next one."""
     report = read_receipt(settings, "manifest_health")
-    if report is not None:
-        health = store.read_json(settings.layout.root / report.output("health").path)
-        settings.store.publish_json(settings.layout.report("health", "baseline.json"), health | {"blessed_by": release})
+    path = settings.layout.root / report.output("health").path if report else None
+    if path is None or not path.is_file():
+        return None
+    health: dict[str, Any] = store.read_json(path)
+    return health | {"blessed_by": release}
 
 
 def _card_text(record: Mapping[str, Any], candidate: Report) -> str:

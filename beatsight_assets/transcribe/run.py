@@ -333,7 +333,7 @@ def transcribe(
     contents = to_files(heard, served, tempo, options, now or clock.utc_now(), settings)
     folder = options.output.absolute().parent
     is_ours = folder == settings.layout.root or is_below(settings.layout.root, folder)
-    where = settings.store if is_ours else Store(folder)
+    where = settings.store if is_ours else Store(folder, remember=False)
     for name, content in contents.items():
         where.publish(targets[name], content)
     notices = []

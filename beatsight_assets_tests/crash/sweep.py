@@ -163,6 +163,7 @@ def sweep(
     check_after_kill: Callable[[Path], None] | None = None,
     removed: Sequence[str] = (),
     passing: Sequence[str] = (),
+    view: Callable[[Path], dict[str, str]] = tree,
     sample: int = SAMPLE,
     n_double: int = 0,
     seed: int = 7,
@@ -177,6 +178,7 @@ def sweep(
     check_after_kill : the reader's view; raises when what it finds is no whole version
     removed : patterns of paths that the writer deletes before it makes them again, so that a reader may find neither version
     passing : patterns of paths that hold other whole versions on the way (pointers, logs); `check_after_kill` judges them
+    view : digest of every file that counts; `tree`, unless a file tells how much a run could reuse
     sample : points per action on a push
     n_double : random pairs (n, m): the run is killed at n, its resume at m, then it resumes again
 
@@ -188,15 +190,15 @@ def sweep(
     started_s = clock.monotonic_s()
     result = SweepResult()
     clean = root_factory()
-    before = tree(clean)
+    before = view(clean)
     first = writer(clean, None)
     assert first.code == 0, f"the uninterrupted run failed: {first.stderr}"
-    after = tree(clean)
+    after = view(clean)
     assert not leftovers(clean)
     shutil.rmtree(clean)
 
     def look(root: Path, label: str) -> None:
-        seen = tree(root)
+        seen = view(root)
         for rel in sorted({*seen, *before}):
             if any(fnmatch(rel, pattern) for pattern in passing):
                 continue
@@ -208,7 +210,7 @@ def sweep(
     def resume(root: Path, label: str) -> None:
         done = writer(root, None)
         assert done.code == 0, f"{label}: resuming failed with {done.code}: {done.stderr}"
-        found = tree(root)
+        found = view(root)
         differing = sorted(rel for rel in {*found, *after} if found.get(rel) != after.get(rel))
         assert not differing, f"{label}: after resuming {differing[:5]} differ from an uninterrupted run"
         assert not leftovers(root), f"{label}: {leftovers(root)[:5]} are left after resuming"

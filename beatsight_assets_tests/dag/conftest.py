@@ -20,7 +20,10 @@ CALM = {
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
     """A real instance with SQLite in a temporary folder, so that one run sees what another left."""
-    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder, dg.DagsterInstance.local_temp(folder, overrides=CALM) as found:
+    with (
+        TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
+        dg.DagsterInstance.local_temp(folder, overrides=CALM) as found,
+    ):
         yield found
 
 

@@ -32,7 +32,11 @@ def snapshot(profile: str) -> dict[str, Any]:
         }
     return {
         "assets": assets,
-        "jobs": {job.name: sorted(k.to_user_string() for k in job.asset_layer.selected_asset_keys) for job in defs.resolve_all_job_defs() if not job.name.startswith("__")},
+        "jobs": {
+            job.name: sorted(k.to_user_string() for k in job.asset_layer.selected_asset_keys)
+            for job in defs.resolve_all_job_defs()
+            if not job.name.startswith("__")
+        },
         "sensors": {s.name: s.default_status.value for s in defs.get_repository_def().sensor_defs},
         "schedules": {s.name: [s.cron_schedule, s.default_status.value] for s in defs.get_repository_def().schedule_defs},
     }
@@ -53,5 +57,3 @@ def regenerate() -> list[Path]:
         golden_path(profile).write_text(render(snapshot(profile)), encoding="utf-8")
         paths.append(golden_path(profile))
     return paths
-
-

@@ -26,7 +26,11 @@ class Pair:
             return dg.MaterializeResult(data_version=dg.DataVersion(f"child of {self.version}"))
 
         everything, bare = dg.AssetSelection.assets("parent"), dg.AssetSelection.assets("parent").without_checks()
-        jobs = [dg.define_asset_job("judged", everything), dg.define_asset_job("bare", bare), dg.define_asset_job("child_job", dg.AssetSelection.assets("child"))]
+        jobs = [
+            dg.define_asset_job("judged", everything),
+            dg.define_asset_job("bare", bare),
+            dg.define_asset_job("child_job", dg.AssetSelection.assets("child")),
+        ]
         jobs.append(dg.define_asset_job("gate_job", dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("parent"), "gate"))))
         return dg.Definitions(assets=[parent, child], asset_checks=[gate], jobs=jobs)
 

@@ -51,7 +51,12 @@ CASES: dict[str, tuple[Check, Report, bool, str]] = {
     ),
     "no verdict": (HEALTH["duplication_rate"], report_of(), False, "nothing-to-judge"),
     "a required rule that is absent": (CHECKS[0], report_of(Verdict("render", ())), False, "nothing-to-judge"),
-    "a waived rule says why": (HEALTH["duplication_rate"], health(Rule.waive("duplication_rate", "first-release")), True, "waived: first-release"),
+    "a waived rule says why": (
+        HEALTH["duplication_rate"],
+        health(Rule.waive("duplication_rate", "first-release")),
+        True,
+        "waived: first-release",
+    ),
     "a rule that warns does not turn a blocking check red": (
         HEALTH["duplication_rate"],
         health(Rule.at_most("duplication_rate", 0.1, 0.0, blocking=False)),
@@ -108,7 +113,12 @@ def results(settings: Settings) -> dict[str, dg.AssetCheckResult]:
 
 def test_result_carries_values_and_limits_as_numbers(settings: Settings) -> None:
     """Every value and every limit has a history in the UI; a gate is an error, never a warning; the digest says what was judged."""
-    make(settings, Rule.at_least("min_class_count[kick]", 30, 20), Rule.at_least("min_class_count[snare]", 25, 20), Rule.at_least("events_present", 55, 1))
+    make(
+        settings,
+        Rule.at_least("min_class_count[kick]", 30, 20),
+        Rule.at_least("min_class_count[snare]", 25, 20),
+        Rule.at_least("events_present", 55, 1),
+    )
     found = results(settings)["class_counts"]
     assert found.passed and found.severity == dg.AssetCheckSeverity.ERROR
     assert {k: v.value for k, v in found.metadata.items() if isinstance(v, dg.FloatMetadataValue)} == {

@@ -36,7 +36,12 @@ print(len(defs.resolve_asset_graph().get_all_asset_keys()))
 
 def load_in_fresh_process(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", LOADS], capture_output=True, text=True, cwd=REPOSITORY, env={"PATH": "/usr/bin:/bin", **environment}, check=False
+        [sys.executable, "-c", LOADS],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        check=False,
     )
 
 
@@ -93,7 +98,12 @@ def test_every_check_keeps_the_contract() -> None:
 def test_only_dag_imports_dagster() -> None:
     """A domain function never knows that Dagster exists."""
     outside = [p for p in PACKAGE.rglob("*.py") if "dag" not in p.relative_to(PACKAGE).parts[:1] and p.name != "definitions.py"]
-    guilty = [str(p) for p in outside for line in p.read_text(encoding="utf-8").splitlines() if line.strip().startswith(("import dagster", "from dagster"))]
+    guilty = [
+        str(p)
+        for p in outside
+        for line in p.read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith(("import dagster", "from dagster"))
+    ]
     assert guilty == []
 
 

@@ -28,7 +28,9 @@ def test_good_weights_show_their_columns(settings: Settings) -> None:
     assert schema.columns[2].constraints.other == ["0.05 to 0.5"]
 
 
-@pytest.mark.parametrize("bad", [{"count": 3, "weight": 0.51}, {"count": 0, "weight": 0.2}], ids=["weight above its bound", "group without events"])
+@pytest.mark.parametrize(
+    "bad", [{"count": 3, "weight": 0.51}, {"count": 0, "weight": 0.2}], ids=["weight above its bound", "group without events"]
+)
 def test_bad_weights_fail_the_step(settings: Settings, bad: dict[str, float]) -> None:
     """A frame that breaks its type is a failed step without retries, before any check judges it."""
     write(settings, {**GROUPS, "c": bad})

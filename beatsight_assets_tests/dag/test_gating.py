@@ -9,7 +9,15 @@ from beatsight_assets.dag.checks.table import blocking_keys
 from beatsight_assets_tests.dag.toys import Toys, made, refusals
 
 DEMO, GROOVE = "beatsight_demo", "groove_mididataset"
-BEFORE_TRAINING = ("merged_manifest", "annotated_manifest", "splits", "manifest_health", "health_diff", "sampling_weights", "recording_features")
+BEFORE_TRAINING = (
+    "merged_manifest",
+    "annotated_manifest",
+    "splits",
+    "manifest_health",
+    "health_diff",
+    "sampling_weights",
+    "recording_features",
+)
 BEFORE_RELEASE = (*BEFORE_TRAINING, "candidate_model", "evaluation", "boundary_pack", "predictions", "readiness")
 
 

@@ -28,7 +28,9 @@ with open_instance(Settings(DataLayout(Path(sys.argv[1])), "demo")) as instance:
 def test_fresh_home_opened_by_four_processes_at_once(data_root: Path, trial: int) -> None:
     """Four processes open a fresh home at the same moment; all four work and the home is whole (reliability R12)."""
     started = [
-        subprocess.Popen([sys.executable, "-c", OPEN, str(data_root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, str(data_root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(4)
     ]
     for process in started:
@@ -139,5 +141,3 @@ def test_postgres_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "dagster_postgres", None)
     with pytest.raises(ConfigError, match="pip install dagster-postgres"):
         EnvSwitchedStorage.from_config_value(None, {})
-
-

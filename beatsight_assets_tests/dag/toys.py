@@ -36,7 +36,9 @@ class Toys:
         graph = build_defs(settings=self.settings).resolve_asset_graph()
         self.datasets = dg.StaticPartitionsDefinition(list(self.settings.datasets))
         self.parents = {
-            key.to_user_string(): sorted(p.to_user_string() for p in graph.get(key).parent_keys if p.to_user_string() not in ("raw_files", "rendered_audio"))
+            key.to_user_string(): sorted(
+                p.to_user_string() for p in graph.get(key).parent_keys if p.to_user_string() not in ("raw_files", "rendered_audio")
+            )
             for key in graph.get_all_asset_keys()
         }
         del self.parents["raw_files"], self.parents["rendered_audio"]
@@ -82,7 +84,11 @@ class Toys:
         target = self.settings.layout.root / self.path(name, partition)
         parents = []
         for parent in self.parents[name]:
-            made = sorted(self.settings.layout.root.glob("events/*.parquet")) if parent == "events" else [self.settings.layout.root / self.path(parent, None)]
+            made = (
+                sorted(self.settings.layout.root.glob("events/*.parquet"))
+                if parent == "events"
+                else [self.settings.layout.root / self.path(parent, None)]
+            )
             parents += [(parent, path) for path in made]
         rest = "".join(path.read_text() for _, path in parents)
 
@@ -104,7 +110,9 @@ class Toys:
         gates: dict[str, list[Rule]] = {}
         for check in checks_of(name):
             is_green = f"{label}/{check.name}" not in self.red
-            gates.setdefault(check.gate, []).extend(Rule(f, is_green, 1.0, 1.0, "toy", check.blocking) for f in check.families or (check.name,))
+            gates.setdefault(check.gate, []).extend(
+                Rule(f, is_green, 1.0, 1.0, "toy", check.blocking) for f in check.families or (check.name,)
+            )
         return [Verdict(gate, tuple(rules), profile=self.settings.profile) for gate, rules in gates.items()]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -36,9 +39,23 @@ def beatsight(
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """A data root after `beatsight demo`, and what the command said."""
-    root = tmp_path_factory.mktemp("demo") / "data"
-    return root, beatsight(root, "demo")
+    """A data root after `beatsight demo`, and what the command said. Workers share one: the first makes it, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared_demo"
+    with _locked(shared):
+        told = shared / "done.json"
+        if not told.is_file():
+            done = beatsight(shared / "data", "demo")
+            told.write_text(json.dumps(asdict(done)))
+    return shared / "data", Done(**json.loads(told.read_text()))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

@@ -28,12 +28,25 @@ PAGES = {
     "events_partitions": ("/assets/events?view=partitions", ["beatsight_demo", "groove_mididataset", "mdb_drums"]),
     "events_checks": ("/assets/events?view=checks", ["schema", "event_ids_unique", "labels_known", "provenance_complete", "accounted"]),
     "events": ("/assets/events?view=overview", ["onset_time", "verdict ingest", "hits by component", "chart_full"]),
-    "merged_manifest": ("/assets/merged_manifest?view=overview", ["Row count", "verdict merge", "beatsight_demo", "manifest/merged.parquet"]),
+    "merged_manifest": (
+        "/assets/merged_manifest?view=overview",
+        ["Row count", "verdict merge", "beatsight_demo", "manifest/merged.parquet"],
+    ),
     "manifest_health": (
         "/assets/manifest_health?view=checks&checkDetail=class_counts",
-        ["class_counts", "duplication_rate", "Every class has enough hits", "nearest to its limit", "min_class_count[kick] · value", "Plots"],
+        [
+            "class_counts",
+            "duplication_rate",
+            "Every class has enough hits",
+            "nearest to its limit",
+            "min_class_count[kick] · value",
+            "Plots",
+        ],
     ),
-    "readiness": ("/assets/readiness?view=checks&checkDetail=openset", ["alignment", "boundary", "openset", "bootstrap", "calibration", "blocking"]),
+    "readiness": (
+        "/assets/readiness?view=checks&checkDetail=openset",
+        ["alignment", "boundary", "openset", "bootstrap", "calibration", "blocking"],
+    ),
     "promoted_model": ("/assets/promoted_model?view=overview", ["promotion", "Guard G3", "PyTorch"]),
 }
 HEALTH_QUERY = """{
@@ -85,7 +98,7 @@ def server(demo: tuple[Path, Done], tmp_path_factory: pytest.TempPathFactory) ->
                 process_wait(process, 0.5)
             yield base
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             try:
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
@@ -130,6 +143,9 @@ def test_pages(server: str) -> None:
                 assert charts.first.evaluate("image => image.naturalWidth") > 0
                 page.locator("text=[Show Markdown]").first.click()
                 page.locator("[role=dialog] img[src^='data:image/svg+xml']").first.wait_for(timeout=10_000)
+                page.wait_for_function(
+                    "() => [...document.querySelectorAll('[role=dialog]')].every(d => !d.getAnimations({subtree: true}).length)"
+                )
                 page.screenshot(path=PICTURES / "chart_full.png")
         browser.close()
     outside = [url for url in asked if not url.startswith((server, "data:", "blob:"))]

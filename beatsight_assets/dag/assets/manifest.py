@@ -18,7 +18,11 @@ def merged_manifest(context: dg.AssetExecutionContext, lake: Lake) -> dg.Materia
     return lake.perform(merge.run)
 
 
-@dg.asset(deps=[merged_manifest], automation_condition=when_inputs_change(), **labels("manifest", "manifest.annotate", "polars", "parquet", pool="manifest"))
+@dg.asset(
+    deps=[merged_manifest],
+    automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.annotate", "polars", "parquet", pool="manifest"),
+)
 def annotated_manifest(lake: Lake) -> dg.MaterializeResult:
     """The merged manifest with canonical labels, hi-hat openness and playing techniques."""
     from beatsight_assets.manifest import annotate
@@ -26,7 +30,11 @@ def annotated_manifest(lake: Lake) -> dg.MaterializeResult:
     return lake.perform(annotate.run)
 
 
-@dg.asset(deps=[annotated_manifest], automation_condition=when_inputs_change(), **labels("manifest", "manifest.splits", "polars", "parquet", pool="manifest"))
+@dg.asset(
+    deps=[annotated_manifest],
+    automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.splits", "polars", "parquet", pool="manifest"),
+)
 def splits(lake: Lake) -> dg.MaterializeResult:
     """Train, validation or test for every group; what shares a performance stays together."""
     from beatsight_assets.manifest import splits as stage
@@ -34,7 +42,11 @@ def splits(lake: Lake) -> dg.MaterializeResult:
     return lake.perform(stage.run)
 
 
-@dg.asset(deps=[annotated_manifest, splits], automation_condition=when_inputs_change(), **labels("health", "health.report", "json", "html", pool="manifest"))
+@dg.asset(
+    deps=[annotated_manifest, splits],
+    automation_condition=when_inputs_change(),
+    **labels("health", "health.report", "json", "html", pool="manifest"),
+)
 def manifest_health(lake: Lake) -> dg.MaterializeResult:
     """Health report of the annotated manifest, judged by the limits of the profile."""
     from beatsight_assets.health import report
@@ -50,7 +62,9 @@ def health_diff(lake: Lake) -> dg.MaterializeResult:
     return lake.perform(compare.run)
 
 
-@dg.asset(deps=[annotated_manifest, splits], automation_condition=when_inputs_change(), **labels("sampling", "sampling", "json", pool="manifest"))
+@dg.asset(
+    deps=[annotated_manifest, splits], automation_condition=when_inputs_change(), **labels("sampling", "sampling", "json", pool="manifest")
+)
 def sampling_weights(lake: Lake) -> dg.MaterializeResult:
     """How often training draws each event: rare classes and techniques more often, repeated takes less."""
     from beatsight_assets import sampling

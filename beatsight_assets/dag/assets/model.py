@@ -23,10 +23,14 @@ class TrainConfig(dg.Config):
 class PromoteConfig(dg.Config):
     """What a release is called."""
 
-    release: str | None = Field(default=None, description="Folder below models/promoted; empty: profile and the first 8 characters of the model's sha256.")
+    release: str | None = Field(
+        default=None, description="Folder below models/promoted; empty: profile and the first 8 characters of the model's sha256."
+    )
 
 
-@dg.asset(deps=["annotated_manifest", "splits"], **labels("features", "features.cache", "numpy", owner="model", heavy=True, pool="features"))
+@dg.asset(
+    deps=["annotated_manifest", "splits"], **labels("features", "features.cache", "numpy", owner="model", heavy=True, pool="features")
+)
 def recording_features(lake: Lake) -> dg.MaterializeResult:
     """Spectrogram frames of every whole recording, filed by the digest of its audio and of the feature definition."""
     from beatsight_assets.features import cache
@@ -47,7 +51,11 @@ def candidate_model(context: dg.AssetExecutionContext, lake: Lake, config: Train
     return lake.perform(train.run, train.TrainOptions(preset=config.preset))
 
 
-@dg.asset(deps=[candidate_model, recording_features], op_tags=GPU_TAGS, **labels("training", "model.evaluate", "json", owner="model", heavy=True, pool="gpu"))
+@dg.asset(
+    deps=[candidate_model, recording_features],
+    op_tags=GPU_TAGS,
+    **labels("training", "model.evaluate", "json", owner="model", heavy=True, pool="gpu"),
+)
 def evaluation(lake: Lake) -> dg.MaterializeResult:
     """The candidate on held-out recordings: precision, recall and F by class, hits matched within 50 ms."""
     from beatsight_assets.model import evaluate
@@ -56,7 +64,9 @@ def evaluation(lake: Lake) -> dg.MaterializeResult:
 
 
 @dg.asset(
-    deps=["annotated_manifest", "splits"], automation_condition=when_inputs_change(), **labels("readiness", "readiness.boundary", "json", owner="model", pool="readiness")
+    deps=["annotated_manifest", "splits"],
+    automation_condition=when_inputs_change(),
+    **labels("readiness", "readiness.boundary", "json", owner="model", pool="readiness"),
 )
 def boundary_pack(lake: Lake) -> dg.MaterializeResult:
     """Held-out hits whose time is moved to the edges of the decision window: the hard cases of timing."""

@@ -83,7 +83,9 @@ def load(settings: Settings, asset: str, partition: str | None) -> Report | Answ
         return Answer(False, "nothing-to-judge: there is no receipt. Materialize the asset first")
     changed = changed_outputs(settings, report)
     if changed:
-        return Answer(False, f"stale: {changed[0].path} is not what was judged. Materialize the asset again", reasons=[a.path for a in changed])
+        return Answer(
+            False, f"stale: {changed[0].path} is not what was judged. Materialize the asset again", reasons=[a.path for a in changed]
+        )
     return report
 
 
@@ -91,7 +93,9 @@ def as_result(check: Check, found: Answer, digest: str | None) -> dg.AssetCheckR
     """An answer as Dagster keeps it: every value and every limit is a number with a history, side by side (the UI sorts by name)."""
     described: dict[str, Any] = {}
     for rule in found.rules:
-        described |= {f"{rule.name} · {what}": float(rounded(v)) for what, v in (("limit", rule.limit), ("value", rule.value)) if is_number(v)}
+        described |= {
+            f"{rule.name} · {what}": float(rounded(v)) for what, v in (("limit", rule.limit), ("value", rule.value)) if is_number(v)
+        }
     if len(found.rules) > 1:
         described["all rules"] = dg.MetadataValue.md(rules_table(found.rules))
     if found.reasons:
@@ -112,7 +116,9 @@ def rules_table(rules: Sequence[Rule]) -> str:
     rows = []
     for rule in sorted(rules, key=lambda r: r.passed):
         name = rule.name.partition("[")[2][:-1] if is_one else rule.name
-        rows.append(("waived" if rule.waived else "pass" if rule.passed else "FAIL", name, shown(rule.value), shown(rule.limit), rule.detail))
+        rows.append(
+            ("waived" if rule.waived else "pass" if rule.passed else "FAIL", name, shown(rule.value), shown(rule.limit), rule.detail)
+        )
     full = markdown_table(head, rows)
     return full if len(full) < MAX_INLINE else markdown_table(head[:4], [r[:4] for r in rows])
 
@@ -135,7 +141,9 @@ def build_checks(partitions: dict[str, dg.PartitionsDefinition]) -> list[dg.Asse
 
 def _checks_of_asset(asset: str, partitions: dg.PartitionsDefinition | None) -> dg.AssetChecksDefinition:
     specs = [
-        dg.AssetCheckSpec(c.name, asset=asset, description=c.must_hold, blocking=c.blocking, partitions_def=partitions, metadata={"gate": c.gate})
+        dg.AssetCheckSpec(
+            c.name, asset=asset, description=c.must_hold, blocking=c.blocking, partitions_def=partitions, metadata={"gate": c.gate}
+        )
         for c in checks_of(asset)
     ]
 

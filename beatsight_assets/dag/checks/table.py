@@ -41,7 +41,11 @@ def _rules(asset: str, gate: str, blocking: bool = True, no_rules: str | None = 
 
 
 CHECKS: tuple[Check, ...] = (
-    *_rules("rendered_audio", "render", render_matches_midi="Rendered onsets lie within 3 ms of the MIDI time, nothing clips, no file ends before its last note."),
+    *_rules(
+        "rendered_audio",
+        "render",
+        render_matches_midi="Rendered onsets lie within 3 ms of the MIDI time, nothing clips, no file ends before its last note.",
+    ),
     *_rules(
         "events",
         "ingest",
@@ -59,7 +63,15 @@ CHECKS: tuple[Check, ...] = (
         quarantine_share="Few files are in quarantine.",
         onsets_in_file="Onsets lie inside their audio files.",
     ),
-    Check("events", "annotation_alignment", "Annotated onsets lie where the audio has them.", "annotation_alignment", (), False, no_verdict="no audio"),
+    Check(
+        "events",
+        "annotation_alignment",
+        "Annotated onsets lie where the audio has them.",
+        "annotation_alignment",
+        (),
+        False,
+        no_verdict="no audio",
+    ),
     *_rules(
         "merged_manifest",
         "merge",
@@ -90,10 +102,30 @@ CHECKS: tuple[Check, ...] = (
         split_share="Shares of the splits are near what was asked for.",
         class_present="Every class occurs in every split.",
     ),
-    *_rules("manifest_health", "health", no_rules=NO_LIMIT, events_present="There are events at all.", duplication_rate="Few events are duplicates."),
-    Check("manifest_health", "class_counts", "Every class has enough hits to learn and to judge.", "health", ("min_class_count", "min_counts"), no_rules=NO_LIMIT),
+    *_rules(
+        "manifest_health",
+        "health",
+        no_rules=NO_LIMIT,
+        events_present="There are events at all.",
+        duplication_rate="Few events are duplicates.",
+    ),
+    Check(
+        "manifest_health",
+        "class_counts",
+        "Every class has enough hits to learn and to judge.",
+        "health",
+        ("min_class_count", "min_counts"),
+        no_rules=NO_LIMIT,
+    ),
     Check("manifest_health", "required_labels", "Labels that the profile requires occur.", "health", ("require_label",), no_rules=NO_LIMIT),
-    Check("manifest_health", "required_techniques", "Techniques that the profile requires occur.", "health", ("require_technique",), no_rules=NO_LIMIT),
+    Check(
+        "manifest_health",
+        "required_techniques",
+        "Techniques that the profile requires occur.",
+        "health",
+        ("require_technique",),
+        no_rules=NO_LIMIT,
+    ),
     *_rules(
         "manifest_health",
         "health",
