@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -293,6 +294,7 @@ def dev(settings: Settings, *, port: int = 3000, host: str = "127.0.0.1") -> NoR
         raise ConfigError(f"--port is {port}; it must lie in 1 to 65535", code="bad-option")
     init(settings)
     command, environment = dev_command(settings, port=port, host=host)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background job ignores it, and Dagster stops its children with it
     os.execve(command[0], command, environment)
 
 

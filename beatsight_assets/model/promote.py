@@ -51,7 +51,8 @@ def run(settings: Settings, options: PromoteOptions | None = None, *, progress: 
         raise ConfigError(f"{release!r} is no name of a folder. Choose another --release", code="bad-option", where="--release")
     links = trace(settings, JUDGED_BY)
     problems = [f"{link.name}: {p}" for link in links for p in link.problems if not _is_own_blessing(settings, release, link, p)]
-    problems += _missing_links(links) + _missing_verdicts(settings, candidate)
+    problems += _missing_verdicts(settings, candidate)
+    problems = problems or _missing_links(links)  # a stale link ends the walk, so what lies behind it says nothing
     content = {name: _judged_bytes(settings, candidate.output(role)) for name, role in MODEL_FILES.items()}
     if problems:
         raise GateFailed(

@@ -22,7 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from beatsight_assets import midi, workers
+from beatsight_assets.audio import write_wav
 from beatsight_assets.errors import ConfigError
+from beatsight_assets.events import openness_from_pedal
 from beatsight_assets.render import distractors, grooves, synth
 from beatsight_assets.store import Store
 from beatsight_assets.units import rng_for
@@ -111,11 +113,11 @@ def write_demo(
             for take_id, midi_bytes, wav_bytes in done:
                 put(f"midi/{take_id}.mid", midi_bytes)
                 put(f"audio/{take_id}.wav", wav_bytes)
-                durations[take_id] = (len(wav_bytes) - 44) / 2 / 44_100
+                durations[take_id] = (len(wav_bytes) - 44) / 2 / synth.RATE_HZ
             progress(f"demo: {len(durations)} of {len(rows)} takes")
     strangers = [(f"{family}_{i:02d}", family) for family in distractors.FAMILIES for i in range(OPENSET_PER_FAMILY)]
     for name, family in strangers:
-        put(f"openset/{name}.wav", synth.to_wav_bytes(distractors.make(family, seed, f"openset/{name}")))
+        put(f"openset/{name}.wav", write_wav(distractors.make(family, seed, f"openset/{name}"), synth.RATE_HZ))
     put("openset.csv", to_csv(("id", "is_known", "family", "file"), ((n, "false", f, f"openset/{n}.wav") for n, f in strangers)))
     put("takes.csv", _takes_csv(rows, durations))
     for stale in sorted({*root.glob("midi/t*.mid"), *root.glob("audio/t*.wav")}):
@@ -201,13 +203,13 @@ def _make_take_files(row: Row, kit: synth.Kit, seed: int) -> tuple[bytes, bytes]
     )
     if row.damaged:
         midi_bytes = _cut_inside_event(midi_bytes)
-    return midi_bytes, synth.to_wav_bytes(audio)
+    return midi_bytes, write_wav(audio, synth.RATE_HZ)
 
 
 def read_performance(take_id: str, midi_bytes: bytes) -> synth.Performance:
     """What the MIDI of a demo take says, quantised as it is: onsets, labels, velocity / 127, openness `1 - cc4 / 90` (nan before the first CC4)."""
     notes = midi.read_midi(midi_bytes).notes
-    openness = np.where(notes.cc4 < 0, np.nan, np.clip(1 - notes.cc4 / grooves.CLOSED_CC4, 0, 1))
+    openness = openness_from_pedal(notes.cc4)
     return synth.Performance(
         take_id,
         notes.onset_us,

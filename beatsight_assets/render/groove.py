@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from beatsight_assets import midi, workers
+from beatsight_assets.audio import write_wav
 from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.render import synth
 from beatsight_assets.render.demo import NOTES, read_performance, to_csv
@@ -96,7 +97,7 @@ def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxono
         for j in jobs
     ]  # fmt: skip
     store.publish(target / "takes.csv", to_csv(header, rows))
-    seconds = sum((target / "audio" / f"{j.take_id}.wav").stat().st_size / 2 / 44_100 for j in jobs)
+    seconds = sum((target / "audio" / f"{j.take_id}.wav").stat().st_size / 2 / synth.RATE_HZ for j in jobs)
     return {
         "takes": len(jobs),
         "written": len(jobs) - len(known),
@@ -115,7 +116,7 @@ def _render_batch(work: tuple[Path, tuple[Job, ...], Path, dict[str, Any], int])
         midi_bytes = _as_beatsight(root, job, taxonomy, options)
         played = read_performance(job.take_id, midi_bytes)
         audio = synth.render(kit, played.onsets_us, played.labels, played.velocities, played.openness, seed=seed, take_id=job.take_id)
-        made.append((job.take_id, midi_bytes, synth.to_wav_bytes(audio)))
+        made.append((job.take_id, midi_bytes, write_wav(audio, synth.RATE_HZ)))
     return made
 
 

@@ -104,12 +104,12 @@ def matches_midi(settings: Settings, target: Path, *, seed: int) -> Verdict:
             played = demo.read_performance(row["take_id"], contain(target, row["midi_filename"]).read_bytes())
         except InputError:
             continue  # a damaged file is the ingest's business: it becomes a quarantine row
-        clip = audio.read_mono(contain(target, row["audio_filename"]), 44_100)
+        clip = audio.read_mono(contain(target, row["audio_filename"]), synth.RATE_HZ)
         n_clipped += int(np.abs(clip.samples).max(initial=0.0) >= 32_767 / 32_768)
-        n_short += int(len(played.onsets_us) > 0 and played.onsets_us[-1] / 1e6 >= len(clip.samples) / 44_100)
+        n_short += int(len(played.onsets_us) > 0 and played.onsets_us[-1] / 1e6 >= len(clip.samples) / synth.RATE_HZ)
         if row.get("mix_context") == "full_mix":
             continue  # accompaniment has onsets of its own, which no MIDI names
-        found = synth.measure_onset_errors(clip.samples, 44_100, played.onsets_us)
+        found = synth.measure_onset_errors(clip.samples, synth.RATE_HZ, played.onsets_us)
         errors += [(f"{row['take_id']}:{i}", float(e)) for i, e in enumerate(found) if np.isfinite(e)]
         if len(errors) >= 4 * CHECKED_HITS and len(takes) > CHECKED_TAKES:
             break

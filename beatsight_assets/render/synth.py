@@ -12,14 +12,15 @@ Sums are float64, so that rounding to 16 bit gives equal bytes whatever the numb
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beatsight_assets.units import Decibels, Milliseconds, Seconds, rng_for
+
+RATE_HZ = 44_100  # of everything that the platform renders
 
 F64 = NDArray[np.float64]
 
@@ -455,7 +456,7 @@ def _shot(kit: Kit, label: str, layer: int, open_step: int, variation: int, rate
     return kit.shots[key]
 
 
-def one_shot(kit: Kit, label: str, velocity: float, *, openness: float = math.nan, variation: int = 0, rate_hz: int = 44_100) -> F64:
+def one_shot(kit: Kit, label: str, velocity: float, *, openness: float = math.nan, variation: int = 0, rate_hz: int = RATE_HZ) -> F64:
     """A single dry stroke without bus: float64 [shape=(n,)], onset at sample 0, peak = level of the velocity in this kit."""
     return _shot(kit, label, _layer(velocity), _open_step(label, openness), variation % N_VARIATIONS, rate_hz) * _gain(kit, label, velocity)
 
@@ -548,7 +549,7 @@ def render(
     velocities: NDArray[np.float32],
     openness: NDArray[np.float32],
     *,
-    rate_hz: int = 44_100,
+    rate_hz: int = RATE_HZ,
     seed: int,
     take_id: str,
     tail_s: Seconds = 1.5,
@@ -598,20 +599,6 @@ def render(
     wet[n - fade :] *= np.linspace(1, 0, fade)
     peak = 10 ** ((PEAK_DBFS - PEAK_SPREAD_DB * rng.random()) / 20)
     return (wet * (peak / np.max(np.abs(wet)))).astype(np.float32)
-
-
-def to_wav_bytes(audio: NDArray[np.float32], rate_hz: int = 44_100) -> bytes:
-    """16-bit mono WAV of samples within -1..1; equal samples give equal bytes."""
-    pcm = np.round(audio * 32767).astype("<i2").tobytes()
-    header = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 36 + len(pcm), b"WAVEfmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16, b"data", len(pcm))
-    return header + pcm
-
-
-def render_midi_takes(takes: Iterable[Performance], kit: Kit, *, seed: int, rate_hz: int = 44_100) -> Iterator[tuple[str, bytes]]:
-    """(take_id, WAV bytes) of performances played on one kit, for sets whose MIDI comes from elsewhere (`raw/groove_rendered`)."""
-    for take in takes:
-        audio = render(kit, take.onsets_us, take.labels, take.velocities, take.openness, rate_hz=rate_hz, seed=seed, take_id=take.take_id)
-        yield take.take_id, to_wav_bytes(audio, rate_hz)
 
 
 def measure_onset_errors(audio: NDArray[np.float32], rate_hz: int, onsets_us: NDArray[np.int64], *, window_ms: Milliseconds = 12.0) -> F64:

@@ -89,6 +89,12 @@ STAGES: dict[str, Callable[[Path], Report]] = {
 }  # in the order in which they follow each other
 
 
+def due(root: Path) -> object:
+    """What the file `due` names: one warm process serves every writer."""
+    name = (root / "due").read_text()
+    return promote(root) if name == "promote" else STAGES[name](root)
+
+
 def make_data(root: Path) -> None:
     """Three takes and limits that they keep."""
     settings = settings_of(root)
@@ -163,7 +169,7 @@ def predict(root: Path, run: str = "run-a") -> Report:
     settings = settings_of(root)
     layout, folder = settings.layout, settings.layout.candidate(run)
     parents = [("model", folder / "model.safetensors"), ("manifest", layout.annotated), ("splits", layout.splits)]
-    files = {"predictions_test": (layout.run_dir(run) / "predictions" / "test.parquet", run.encode())}
+    files = {"predictions_test": (layout.run_dir(run) / "predictions" / "test.bin", run.encode())}
     return fake_stage(settings, "predictions", files, parents, [], run)
 
 
@@ -178,7 +184,7 @@ def evaluate(root: Path, run: str = "run-a", *, passed: bool = True, profile: st
 def ready(root: Path, run: str = "run-a", *, red: str | None = None, without: str | None = None) -> Report:
     settings = settings_of(root)
     layout, folder = settings.layout, settings.layout.candidate(run)
-    parents = [("weights", folder / "model.safetensors"), ("predictions_test", layout.run_dir(run) / "predictions" / "test.parquet")]
+    parents = [("weights", folder / "model.safetensors"), ("predictions_test", layout.run_dir(run) / "predictions" / "test.bin")]
     files = {"readiness": (layout.report("readiness", run) / "readiness.json", f'{{"run": "{run}"}}\n'.encode())}
     verdicts = [judge(gate, passed=gate != red) for gate in settings.gates.required if gate != without]
     return fake_stage(settings, "readiness", files, parents, verdicts, run)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from beatsight_assets import midi, sampling, sources
+from beatsight_assets.audio import write_wav
 from beatsight_assets.features import cache
 from beatsight_assets.health import report as health
 from beatsight_assets.manifest import annotate, merge, splits
@@ -55,7 +56,7 @@ def without_class(raw: Path) -> None:
         sound = synth.render(
             kit, played.onsets_us[kept], labels, played.velocities[kept], played.openness[kept], seed=7, take_id=row["take_id"]
         )
-        (raw / row["audio_filename"]).write_bytes(synth.to_wav_bytes(sound))
+        (raw / row["audio_filename"]).write_bytes(write_wav(sound, synth.RATE_HZ))
 
 
 def with_shuffled_labels(raw: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,8 +17,6 @@ from typing import Any
 
 import pytest
 
-from beatsight_assets.dag.instance import dev_command
-from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets_tests.e2e.conftest import Done
 
 CHROMIUM = os.environ.get("BEATSIGHT_CHROMIUM") or shutil.which("chromium")
@@ -86,11 +85,11 @@ def server(demo: tuple[Path, Done], tmp_path_factory: pytest.TempPathFactory) ->
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command, environment = dev_command(Settings(DataLayout(demo[0]), "demo"), port=port, host="127.0.0.1")
+    command = [sys.executable, "-m", "beatsight_assets", "--data-root", str(demo[0]), "--profile", "demo", "dev", "--port", str(port)]
     log = tmp_path_factory.mktemp("dev") / "dev.log"
     base = f"http://127.0.0.1:{port}"
     with log.open("w") as sink:
-        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink, start_new_session=True)
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
         try:
             deadline = time.monotonic() + 120
             while not is_ready(base):
