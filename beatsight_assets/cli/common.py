@@ -85,8 +85,8 @@ def _printer(quiet: bool) -> Progress:
 
 def finish(session: Session, *reports: Report) -> int:
     """Print reports, write --report, and say by the exit code whether every gate passed."""
-    payload: Any = reports[0].to_json() | {"reused": reports[0].reused} if len(reports) == 1 else [r.to_json() | {"reused": r.reused} for r in reports]
-    emit(session, payload, "\n".join(text_of(r) for r in reports))
+    found = [r.to_json() | {"reused": r.reused} for r in reports]
+    emit(session, found[0] if len(found) == 1 else {"reports": found}, "\n".join(text_of(r) for r in reports))
     return 0 if all(r.passed for r in reports) else 1
 
 

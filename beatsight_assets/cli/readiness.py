@@ -21,9 +21,10 @@ def boundary_pack_command(session: Session, window_ms: float, hop_ms: float, mar
 
 
 @command("run", help="Judge the candidate's predictions: boundary, open set, bootstrap, calibration.")
-@click.option("--release", help="Name of the folder below reports/readiness.")
-def run_command(session: Session, release: str | None) -> int:
+@click.option("--run", "name", help="Run to judge.  [default: the one that was predicted last]")
+@click.option("--release", help="Name of the folder below reports/readiness.  [default: that of the run]")
+def run_command(session: Session, name: str | None, release: str | None) -> int:
     from beatsight_assets.readiness.run import ReadinessOptions, run
 
-    options = ReadinessOptions() if release is None else ReadinessOptions(release=release)
+    options = ReadinessOptions(run=name, release=release)
     return finish(session, run(session.settings, options, progress=session.progress))

@@ -56,7 +56,8 @@ def run(settings: Settings, options: PromoteOptions | None = None, *, progress: 
     content = {name: _judged_bytes(settings, candidate.output(role)) for name, role in MODEL_FILES.items()}
     if problems:
         raise GateFailed(
-            f"{len(problems)} reasons against promotion: " + "; ".join(problems[:8]) + ("; …" if len(problems) > 8 else ""), code="not-promotable"
+            f"{len(problems)} reasons against promotion: " + "; ".join(problems[:8]) + ("; …" if len(problems) > 8 else ""),
+            code="not-promotable",
         )
     judged = [r.output(role) for r, role in _judged(settings)]
     parents = [(a.role, settings.layout.root / a.path) for a in (*(candidate.output(role) for role in MODEL_FILES.values()), *judged)]
@@ -97,7 +98,11 @@ def _judged(settings: Settings) -> list[tuple[Report, str]]:
 
 def _missing_links(links: list[Link]) -> list[str]:
     found = {link.stage for link in links}
-    return [f"{stage}: no-receipt, the chain from the model to the raw data is broken here. Run it again" for stage in CHAIN if stage not in found]
+    return [
+        f"{stage}: no-receipt, the chain from the model to the raw data is broken here. Run it again"
+        for stage in CHAIN
+        if stage not in found
+    ]
 
 
 def _is_own_blessing(settings: Settings, release: str, link: Link, problem: str) -> bool:
@@ -178,7 +183,12 @@ def _publish(
         record = known  # a release is decided once; told again, it stays as it was told first
     settings.store.publish_json(record_path, record)
     settings.store.publish(folder / "MODEL_CARD.md", _card_text(record, candidate).encode())
-    pointer = {"release": release, "family": record["family"], "model_sha256": record["model_sha256"], "model_card_sha256": record["model_card_sha256"]}
+    pointer = {
+        "release": release,
+        "family": record["family"],
+        "model_sha256": record["model_sha256"],
+        "model_card_sha256": record["model_card_sha256"],
+    }
     blessing = _blessing(settings, release)
     if blessing is not None:
         settings.store.publish_json(settings.layout.report("health", "baseline.json"), blessing)
@@ -198,7 +208,13 @@ def _publish(
             ("current", layout.current_model, None),
         ],
         figures={k: v for k, v in record["figures"].items() if isinstance(v, (int, float))},
-        facts={"release": release, "run": record["run"], "family": record["family"], "waivers": record["waivers"], "chain": [link.name for link in links]},
+        facts={
+            "release": release,
+            "run": record["run"],
+            "family": record["family"],
+            "waivers": record["waivers"],
+            "chain": [link.name for link in links],
+        },
         verdicts=(verdict,),
     )
 
