@@ -43,15 +43,18 @@ def init_command(session: Session) -> int:
 
 @command("doctor", help="Look for what would go wrong: versions, disk, permissions, a damaged instance.")
 @click.option("--failpoints", is_flag=True, help="List the places where BEATSIGHT_FAILPOINT can strike.")
-def doctor_command(session: Session, failpoints: bool) -> int:
+@click.option("--repair", is_flag=True, help="Mend a database with two schema versions. Stop Dagster first.")
+def doctor_command(session: Session, failpoints: bool, repair: bool) -> int:
     if failpoints:
         names = _failpoint_names()
         emit(session, {"failpoints": names}, "\n".join(names))
         return 0
-    from beatsight_assets.dag.instance import doctor
+    from beatsight_assets.dag import instance
 
-    findings = doctor(session.settings)
-    emit(session, {"findings": [f.to_json() for f in findings]}, "\n".join(f.text for f in findings))
+    repaired = instance.repair(session.settings) if repair else []
+    findings = instance.doctor(session.settings)
+    texts = [f"repaired  {text}" for text in repaired] + [f.text for f in findings]
+    emit(session, {"findings": [f.to_json() for f in findings], "repaired": repaired}, "\n".join(texts))
     return 1 if any(f.is_problem for f in findings) else 0
 
 
