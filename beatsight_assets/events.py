@@ -20,7 +20,6 @@ from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from beatsight_assets.errors import InputError
@@ -288,18 +287,18 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
         if len(kept)
         else np.zeros(n_sessions, np.int64)
     )
-    components = _structs(
+    hits = pl.DataFrame(
         {
-            "label": _dictionary([v.label for v in table], kept_voice),
-            "velocity": _nullable(velocity[kept], pa.float32()),
-            "dynamic_bucket": _dictionary(list(BUCKETS), bucket),
-            "openness": _nullable(kept_openness, pa.float32()),
-            "openness_raw": pa.array(raw[kept], mask=raw[kept] < 0, type=pa.int32()),
-            "strike_position": _dictionary([v.strike for v in table], kept_voice),
-            "instrument_variant": _dictionary([v.variant for v in table], kept_voice),
-        },
-        offsets,
+            "label": _gathered([v.label for v in table], kept_voice),
+            "velocity": pl.Series(velocity[kept], nan_to_null=True),
+            "dynamic_bucket": _gathered(list(BUCKETS), bucket),
+            "openness": pl.Series(kept_openness, nan_to_null=True),
+            "openness_raw": _known(raw[kept]),
+            "strike_position": _gathered([v.strike for v in table], kept_voice),
+            "instrument_variant": _gathered([v.variant for v in table], kept_voice),
+        }
     )
+    components = hits.select(event=pl.Series(kept_event), hit=pl.struct(pl.all())).group_by("event", maintain_order=True).agg("hit")["hit"]
 
     def per_event(pick: Any, dtype: Any, missing: Any) -> NDArray[Any]:
         return _join(batch, pick, dtype, missing)[at]
@@ -315,42 +314,38 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
     bar = per_event(lambda h: h.bar, np.int32, -1)
     beat = per_event(lambda h: h.beat, np.int32, -1)
 
-    def told(pick: Any) -> pa.Array:
-        return _dictionary([pick(s) for s, _ in batch], event_session)
+    def told(pick: Any) -> pl.Series:
+        return _gathered([pick(s) for s, _ in batch], event_session)
 
-    columns: dict[str, pa.Array | NDArray[Any]] = {
+    columns: dict[str, pl.Series] = {
         "event_id": _event_ids(source_set, [s.session_id for s, _ in batch], event_session, event_onset),
         "session_id": told(lambda s: s.session_id),
-        "source_set": _dictionary([source_set], np.zeros(n_events, np.int64)),
+        "source_set": _gathered([source_set], np.zeros(n_events, np.int64)),
         "group_id": told(lambda s: s.group_id),
         "drummer_id": told(lambda s: s.drummer_id),
         "kit_id": told(lambda s: s.kit_id),
-        "is_synthetic": pa.array(np.array([s.is_synthetic for s, _ in batch], dtype=bool)[event_session] if n_events else [], pa.bool_()),
+        "is_synthetic": pl.Series([s.is_synthetic for s, _ in batch], dtype=pl.Boolean).gather(event_session),
         "audio_path": told(lambda s: s.audio_path),
         "midi_path": told(lambda s: s.midi_path),
-        "onset_time": event_onset / 1e6,
-        "offset_time": pa.nulls(n_events, pa.float64()),
-        "tempo_bpm": _nullable(tempo, pa.float64()),
-        "meter": _dictionary([*meters, None], np.where(meter < 0, len(meters), meter)),
-        "bar_index": pa.array(bar, mask=bar < 0, type=pa.int32()),
-        "beat_index": pa.array(beat, mask=beat < 0, type=pa.int32()),
+        "onset_time": pl.Series(event_onset / 1e6),
+        "offset_time": pl.repeat(None, n_events, dtype=pl.Float64, eager=True),
+        "tempo_bpm": pl.Series(tempo, nan_to_null=True),
+        "meter": _gathered([*meters, None], np.where(meter < 0, len(meters), meter)),
+        "bar_index": _known(bar),
+        "beat_index": _known(beat),
         "components": components,
         "techniques": _techniques(batch, table, voice, kept_event, kept, event, by_time, n_events),
         "split_hint": told(lambda s: s.split_hint),
-        "context_ms": pa.StructArray.from_arrays(
-            [
-                pa.array(np.array([s.context_ms[i] for s, _ in batch], dtype=np.float32)[event_session] if n_events else [], pa.float32())
-                for i in (0, 1)
-            ],
-            names=["pre", "post"],
-        ),
+        "context_ms": pl.Series(
+            [{"pre": s.context_ms[0], "post": s.context_ms[1]} for s, _ in batch], dtype=CONTEXT_STRUCT
+        ).gather(event_session),
         "mix_context": told(lambda s: s.mix_context),
-        "negative_example": pa.array(np.zeros(n_events, dtype=bool)),
+        "negative_example": pl.Series(np.zeros(n_events, dtype=bool)),
         "metadata_ref": told(lambda s: f"provenance:{s.session_id}"),
         "extras": _extras(batch, event_session, onset[kept] - event_onset[kept_event], offsets, collapsed),
     }
-    frame = pl.DataFrame(pl.from_arrow(pa.table(columns)))
-    if frame.schema != EVENT_SCHEMA:
+    frame = pl.DataFrame(columns)
+    if frame.schema != EVENT_SCHEMA:  # zero events have no component to take the types from
         frame = frame.cast(EVENT_SCHEMA)
     return Assembled(
         frame=frame,
@@ -366,38 +361,23 @@ def empty_frame() -> pl.DataFrame:
     return pl.DataFrame(schema=EVENT_SCHEMA)
 
 
-def sample_row(source_set: str, session: Session, *, label: str, offset_s: float, extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Row of a whole stem without onset labels: onset 0, offset = duration, context 0/0. Inventory, never a hit."""
-    component = {"label": label, "dynamic_bucket": "unknown"}
-    return {
-        "event_id": event_id(source_set, session.session_id, 0), "session_id": session.session_id, "source_set": source_set,
-        "group_id": session.group_id, "is_synthetic": session.is_synthetic, "audio_path": session.audio_path, "onset_time": 0.0,
-        "offset_time": offset_s, "components": [component], "techniques": [], "split_hint": session.split_hint,
-        "context_ms": {"pre": 0.0, "post": 0.0}, "mix_context": session.mix_context, "negative_example": False,
-        "metadata_ref": f"provenance:{session.session_id}", "extras": json.dumps(dict(extras), sort_keys=True),
-    }  # fmt: skip
-
-
 def _join(batch: Sequence[tuple[Session, Hits]], pick: Any, dtype: Any, missing: Any) -> NDArray[Any]:
     parts = [np.full(len(h), missing, dtype=dtype) if pick(h) is None else np.asarray(pick(h), dtype=dtype) for _, h in batch]
     return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
-def _dictionary(values: Sequence[str | None], index: NDArray[np.int64]) -> pa.Array:
+def _gathered(values: Sequence[str | None], index: NDArray[np.int64]) -> pl.Series:
     """Repeated strings without a Python object per row."""
-    return pa.DictionaryArray.from_arrays(pa.array(index, pa.int32()), pa.array(list(values), pa.large_string())).cast(pa.large_string())
+    return pl.Series(list(values), dtype=pl.String).gather(index)
 
 
-def _nullable(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    return pa.array(values, mask=np.isnan(values), type=kind)
+def _known(values: NDArray[np.int32]) -> pl.Series:
+    """Whole numbers, negative ones as null."""
+    series = pl.Series(values)
+    return series.set(series < 0, None)
 
 
-def _structs(columns: Mapping[str, pa.Array], offsets: NDArray[np.int64]) -> pa.Array:
-    structs = pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
-    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), structs)
-
-
-def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int64], onset_us: NDArray[np.int64]) -> pa.Array:
+def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int64], onset_us: NDArray[np.int64]) -> pl.Series:
     """uuid5 per event as text: the hash state of each session's prefix is computed once, the hyphens are laid out in columns."""
     namespace = uuid5(NAMESPACE_URL, f"urn:beatsight:source:{source_set}").bytes
     prefixes = [sha1(namespace + f"{s}:".encode(), usedforsecurity=False) for s in sessions]
@@ -413,8 +393,8 @@ def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int
     text = np.full((len(raw), 36), ord("-"), dtype=np.uint8)
     for start, end, at in ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24)):
         text[:, at : at + end - start] = digits[:, start:end]
-    offsets = np.arange(0, 36 * len(raw) + 1, 36, dtype=np.int64)
-    return pa.Array.from_buffers(pa.large_string(), len(raw), [None, pa.py_buffer(offsets), pa.py_buffer(text.tobytes())])
+    joined = text.tobytes().decode()
+    return pl.Series([joined[i : i + 36] for i in range(0, len(joined), 36)], dtype=pl.String)
 
 
 def _techniques(
@@ -426,7 +406,7 @@ def _techniques(
     event: NDArray[np.int64],
     by_time: NDArray[np.int64],
     n_events: int,
-) -> pa.Array:
+) -> pl.Series:
     """Stated techniques per event; almost all events have none, so only those that do are walked."""
     found: dict[int, set[str]] = {}
     telling = np.array([bool(v.techniques) for v in table] or [False])
@@ -440,14 +420,10 @@ def _techniques(
             for i, names in hits.stated.items():
                 found.setdefault(int(event_of_hit[start + i]), set()).update(names)
             start += len(hits)
-    counts = np.zeros(n_events, dtype=np.int64)
-    values: list[str] = []
-    for e in sorted(found):
-        counts[e] = len(found[e])
-        values += sorted(found[e])
-    return pa.LargeListArray.from_arrays(
-        pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64()), pa.array(values, pa.large_string())
-    )
+    values = pl.Series([[], *(sorted(names) for names in found.values())], dtype=pl.List(pl.String))
+    index = np.zeros(n_events, dtype=np.int64)
+    index[list(found)] = 1 + np.arange(len(found))
+    return values.gather(index)
 
 
 def _extras(
@@ -456,7 +432,7 @@ def _extras(
     delta_us: NDArray[np.int64],
     offsets: NDArray[np.int64],
     collapsed: NDArray[np.int64],
-) -> pa.Array:
+) -> pl.Series:
     """JSON per event, keys sorted; most events share the text of their session."""
     told = [f'"confidence":{json.dumps(s.confidence)},"label_source":{json.dumps(s.label_source)}' for s, _ in batch]
     spread = np.zeros(len(collapsed), dtype=bool)
@@ -473,7 +449,7 @@ def _extras(
         values.append(f"{{{front}{told[s]}{back}}}")
     index = event_session.copy()
     index[special] = len(told) + np.arange(len(special))
-    return _dictionary(values, index)
+    return _gathered(values, index)
 
 
 # ---- reading, writing, checking ----------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from beatsight_assets.errors import BeatSightError, ConfigError, InputError, Not
 from beatsight_assets.events import Hits, Session
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, read_receipt, run_stage, silent
+from beatsight_assets.store import is_below
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
 
@@ -150,13 +151,13 @@ def candidate_files(root: Path, suffixes: Sequence[str]) -> tuple[list[str], lis
             lower = name.lower()
             if name.startswith(".") or name in IGNORED_NAMES or lower.endswith(IGNORED_SUFFIXES) or not lower.endswith(tuple(suffixes)):
                 continue
-            path = Path(folder, name)
-            rel = path.relative_to(root).as_posix()
-            if not path.resolve().is_relative_to(root.resolve()):
+            path = os.path.join(folder, name)
+            rel = os.path.relpath(path, root)
+            if os.path.islink(path) and not is_below(root, Path(path)):
                 refused.append(
                     Rejected(rel, "scan", "path-escape", "a symbolic link that leads out of the dataset root. Copy the file instead")
                 )
-            elif path.is_file():
+            elif os.path.isfile(path):
                 found.append(rel)
     return sorted(found, key=str.encode), refused
 

@@ -205,9 +205,10 @@ def test_promotion_killed_anywhere_serves_a_whole_model(
     def new_root() -> Path:
         return Path(shutil.copytree(template, base / f"{release}-{next(numbers)}"))
 
-    result = sweep(writer, new_root, check_after_kill=served_is_whole, sample=EVERY_POINT if release == "second" else 20, n_double=3)
+    sample = EVERY_POINT if release == "second" else 12  # the second also replaces a pointer and a baseline
+    result = sweep(writer, new_root, check_after_kill=served_is_whole, sample=sample, n_double=2)
     shown(f"promotion, {release}", result, capsys)
-    assert result.n_struck["kill"] >= 20
+    assert result.n_struck["kill"] >= (20 if release == "second" else 12)
 
 
 def test_promoting_again_does_nothing(root: Path) -> None:
