@@ -336,9 +336,9 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
         "components": components,
         "techniques": _techniques(batch, table, voice, kept_event, kept, event, by_time, n_events),
         "split_hint": told(lambda s: s.split_hint),
-        "context_ms": pl.Series(
-            [{"pre": s.context_ms[0], "post": s.context_ms[1]} for s, _ in batch], dtype=CONTEXT_STRUCT
-        ).gather(event_session),
+        "context_ms": pl.Series([{"pre": s.context_ms[0], "post": s.context_ms[1]} for s, _ in batch], dtype=CONTEXT_STRUCT).gather(
+            event_session
+        ),
         "mix_context": told(lambda s: s.mix_context),
         "negative_example": pl.Series(np.zeros(n_events, dtype=bool)),
         "metadata_ref": told(lambda s: f"provenance:{s.session_id}"),

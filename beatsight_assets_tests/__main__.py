@@ -37,9 +37,7 @@ def main(names: list[str]) -> int:
         text, arguments = STAGES[name]
         print(f"== {name}: {text}", flush=True)
         started = time.monotonic()
-        code = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", "2", *arguments], env=environment
-        ).returncode
+        code = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", "2", *arguments], env=environment).returncode
         rows.append((name, "ok" if code == 0 else f"FAILED ({code})", time.monotonic() - started))
     print("\nstage        result        seconds")
     for name, result, seconds in rows:

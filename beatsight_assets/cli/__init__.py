@@ -90,7 +90,9 @@ def build() -> click.Group:
         help="Drum-transcription training data: raw datasets to a promoted model.\n\n"
         "Exit codes: 0 done, 1 a gate failed or something is missing, 2 wrong usage or busy, 3 unreadable input or full disk.",
         params=[
-            click.Option(["--data-root"], metavar="DIR", help="Folder that holds raw/ and everything made from it [env BEATSIGHT_DATA_ROOT]."),
+            click.Option(
+                ["--data-root"], metavar="DIR", help="Folder that holds raw/ and everything made from it [env BEATSIGHT_DATA_ROOT]."
+            ),
             click.Option(["--profile"], metavar="NAME", help="demo, dev or prod: which limits apply [env BEATSIGHT_PROFILE, else dev]."),
         ],
         callback=_remember,

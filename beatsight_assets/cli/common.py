@@ -40,7 +40,14 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]
     def build(function: Callable[..., int | None]) -> click.Command:
         @wraps(function)
         def called(
-            data_root: str | None, profile: str | None, as_json: bool, quiet: bool, report: str | None, workers: int | None, executor: str | None, **options: Any
+            data_root: str | None,
+            profile: str | None,
+            as_json: bool,
+            quiet: bool,
+            report: str | None,
+            workers: int | None,
+            executor: str | None,
+            **options: Any,
         ) -> int:
             outer = click.get_current_context().obj or {}
             settings = load_settings(data_root or outer.get("data_root"), profile or outer.get("profile"))
@@ -112,7 +119,10 @@ def text_of(report: Report) -> str:
         rules = [r for r in verdict.rules if not r.passed] if len(verdict.rules) > 12 else verdict.rules
         for rule in rules:
             mark = "waived" if rule.waived else "ok" if rule.passed else "FAIL" if rule.blocking else "warn"
-            lines.append(f"    {mark:<6} {rule.name:<28} {shown(rule.value):>10}   limit {shown(rule.limit)}" + ("" if rule.passed and not rule.waived else f"   {rule.detail}"))
+            lines.append(
+                f"    {mark:<6} {rule.name:<28} {shown(rule.value):>10}   limit {shown(rule.limit)}"
+                + ("" if rule.passed and not rule.waived else f"   {rule.detail}")
+            )
         hidden = len(verdict.rules) - len(rules)
         if hidden:
             lines.append(f"    ok     {hidden} more rules")

@@ -37,14 +37,20 @@ def _built(reports: dict[str, Report]) -> list[str]:
     lines = []
     render, events, evaluation = reports.get("rendered_audio"), reports.get("events"), reports.get("evaluation")
     if render:
-        lines.append(f"  {render.figures['takes']} takes, {render.figures['minutes']:.1f} minutes of audio on {render.figures['kits']} synthesised kits")
+        lines.append(
+            f"  {render.figures['takes']} takes, {render.figures['minutes']:.1f} minutes of audio on {render.figures['kits']} synthesised kits"
+        )
     if events:
         lines.append(f"  {events.figures['events']:,} events, {events.figures['hits']:,} hits, {len(events.facts['labels'])} components")
     if candidate := reports.get("candidate_model"):
-        lines.append(f"  model of {candidate.figures['parameters']:,} parameters, trained on {candidate.figures['train_minutes']:.1f} minutes")
+        lines.append(
+            f"  model of {candidate.figures['parameters']:,} parameters, trained on {candidate.figures['train_minutes']:.1f} minutes"
+        )
     if evaluation:
         f = evaluation.figures
-        lines.append(f"  pooled F {f['pooled_f1']:.3f} over 18 classes, {f['pooled_f1_drums5']:.3f} over 5, at 50 ms, on held-out takes of unseen kits")
+        lines.append(
+            f"  pooled F {f['pooled_f1']:.3f} over 18 classes, {f['pooled_f1_drums5']:.3f} over 5, at 50 ms, on held-out takes of unseen kits"
+        )
         lines.append("  (synthesised audio: it shows that the path works, not how good the model is on records; see docs/real_audio.md)")
     if promoted := reports.get("promoted_model"):
         lines.append(f"  promoted as {promoted.facts['release']}")
@@ -57,13 +63,20 @@ def _gates(reports: dict[str, Report]) -> list[str]:
         for verdict in report.verdicts:
             if verdict.gate not in SHOWN_GATES:
                 continue
-            rules = [r for r in verdict.rules if r.blocking and not r.waived and "[" not in r.name] or [r for r in verdict.rules if not r.passed][:3]
+            rules = [r for r in verdict.rules if r.blocking and not r.waived and "[" not in r.name] or [
+                r for r in verdict.rules if not r.passed
+            ][:3]
             hidden = [r for r in verdict.rules if r not in rules and r.blocking and not r.waived]
             for rule in rules:
-                lines.append(f"  {'ok  ' if rule.passed else 'FAIL'} {verdict.gate + '/' + rule.name:<26} {shown(rule.value):>7}  {shown(rule.limit):>10}")
+                lines.append(
+                    f"  {'ok  ' if rule.passed else 'FAIL'} {verdict.gate + '/' + rule.name:<26} {shown(rule.value):>7}  {shown(rule.limit):>10}"
+                )
             if hidden:
                 bad = [r.name for r in hidden if not r.passed]
-                lines.append(f"  {'FAIL' if bad else 'ok  '} {verdict.gate}: {len(hidden)} rules by class or split" + (f", red: {', '.join(bad[:4])}" if bad else ""))
+                lines.append(
+                    f"  {'FAIL' if bad else 'ok  '} {verdict.gate}: {len(hidden)} rules by class or split"
+                    + (f", red: {', '.join(bad[:4])}" if bad else "")
+                )
             lines += [f"  note {verdict.gate}/{r.name} {r.detail}" for r in verdict.rules if r.waived][:1]
     return lines
 
@@ -75,7 +88,9 @@ def _faults(reports: dict[str, Report]) -> list[str]:
         lines.append(f"  damaged file           {events.figures['rejected']} quarantine row ({codes})")
     if splits := reports.get("splits"):
         joined = "; ".join(f"{' + '.join(found['groups'])} -> {found['split']}" for found in splits.facts["joined"])
-        lines.append(f"  duplicate take         joined to its twin before splitting: {joined}" if joined else "  duplicate take         NOT FOUND")
+        lines.append(
+            f"  duplicate take         joined to its twin before splitting: {joined}" if joined else "  duplicate take         NOT FOUND"
+        )
         lines.append(f"  conflicting hints      split_conflict {splits.figures['split_conflict']}, the most protected split won")
     return lines
 
@@ -85,7 +100,9 @@ def _next(settings: Settings, reports: dict[str, Report]) -> list[str]:
     lines = [f"  look      {root / 'reports/health/annotated_health.html'}"]
     if transcriptions := reports.get("transcriptions"):
         folders = sorted({str(Path(a.path).parent) for a in transcriptions.outputs})
-        lines += [f"  listen    {root / folder} (transcription of a take on an unseen kit: .bsm, MIDI, label track)" for folder in folders[:1]]
+        lines += [
+            f"  listen    {root / folder} (transcription of a take on an unseen kit: .bsm, MIDI, label track)" for folder in folders[:1]
+        ]
     where = f"--data-root {root} --profile {settings.profile}"
     return [
         *lines,

@@ -23,9 +23,16 @@ def validate_command(session: Session, manifest: str) -> int:
     counts, violations = events.find_violations(frame, taxonomy)
     unknown = events.unknown_labels(frame, taxonomy)
     broken = {rule: n for rule, n in counts.items() if n}
-    lines = [f"{manifest}: {frame.height:,} events, {sum(broken.values()):,} broken rules, {sum(unknown.values()):,} hits with unknown labels"]
+    lines = [
+        f"{manifest}: {frame.height:,} events, {sum(broken.values()):,} broken rules, {sum(unknown.values()):,} hits with unknown labels"
+    ]
     lines += [f"  {rule}: {n:,}" for rule, n in broken.items()] + [f"    {v.rule} at {v.event_id}" for v in violations]
-    payload = {"events": frame.height, "broken": broken, "unknown_labels": unknown, "examples": [{"rule": v.rule, "event_id": v.event_id} for v in violations]}
+    payload = {
+        "events": frame.height,
+        "broken": broken,
+        "unknown_labels": unknown,
+        "examples": [{"rule": v.rule, "event_id": v.event_id} for v in violations],
+    }
     emit(session, payload, "\n".join(lines))
     return 1 if broken or unknown else 0
 
@@ -77,5 +84,9 @@ def export_command(session: Session, manifest: str, output: Path, kind: str | No
     data = events.to_jsonl(frame) if kind == "jsonl" else events.to_csv(frame)
     path = output.absolute()
     receipt = Store(path.parent, remember=False).publish(path, data)
-    emit(session, {"events": frame.height, "bytes": receipt.n_bytes, "sha256": receipt.sha256}, f"{frame.height:,} events -> {output} ({receipt.n_bytes:,} bytes)")
+    emit(
+        session,
+        {"events": frame.height, "bytes": receipt.n_bytes, "sha256": receipt.sha256},
+        f"{frame.height:,} events -> {output} ({receipt.n_bytes:,} bytes)",
+    )
     return 0

@@ -19,10 +19,25 @@ from beatsight_assets.errors import ConfigError
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Overrides the preset.")
 @click.option("--seed", type=int, help="Overrides the preset.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--resume", type=click.Choice(["auto", "never"]), default="auto", show_default=True, help="Go on from the newest checkpoint of this run.")
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="Go on from the newest checkpoint of this run.",
+)
 @click.option("--tracker", type=click.Choice(["null", "jsonl"]), default="jsonl", show_default=True)
 def train_command(
-    session: Session, preset: str, run_name: str | None, epochs: int | None, batch_size: int | None, lr: float | None, seed: int | None, device: str, resume: str, tracker: str
+    session: Session,
+    preset: str,
+    run_name: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    seed: int | None,
+    device: str,
+    resume: str,
+    tracker: str,
 ) -> int:
     from beatsight_assets.model.train import TrainOptions, run
 
@@ -81,7 +96,12 @@ def promote_command(session: Session, release: str | None) -> int:
 @command("crossval", help="Leave-one-group-out over the recordings with audio of one dataset: what a score on real audio is worth.")
 @click.argument("source")
 @click.option("--preset", default="real", show_default=True, help="File of configs/presets for the training on everything else.")
-@click.option("--tune-preset", default="real_tune", show_default=True, help="File of configs/presets for going on with the other recordings of SOURCE.")
+@click.option(
+    "--tune-preset",
+    default="real_tune",
+    show_default=True,
+    help="File of configs/presets for going on with the other recordings of SOURCE.",
+)
 @click.option("--device", default="auto", show_default=True)
 def crossval_command(session: Session, source: str, preset: str, tune_preset: str, device: str) -> int:
     from beatsight_assets.model.crossval import CrossvalOptions, run

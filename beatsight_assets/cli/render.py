@@ -18,8 +18,20 @@ def demo_command(session: Session, seed: int, sessions: int | None) -> int:
 
 
 @command("groove", help="Render Groove MIDI takes with several synthesised kits into raw/groove_rendered.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Music to render, in keyed order of takes.")
-@click.option("--kits", type=click.IntRange(min=1), default=8, show_default=True, help="Kits of the train split; val and test have their own, a quarter as many.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Music to render, in keyed order of takes.",
+)
+@click.option(
+    "--kits",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Kits of the train split; val and test have their own, a quarter as many.",
+)
 @click.option("--renders", type=click.IntRange(min=1), default=1, show_default=True, help="Kits per take.")
 @click.option("--seed", type=int, default=7, show_default=True)
 def groove_command(session: Session, minutes: float, kits: int, renders: int, seed: int) -> int:

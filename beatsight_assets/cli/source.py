@@ -54,7 +54,12 @@ def scan_command(session: Session, name: str) -> int:
     refused = [f for f in found if not isinstance(f, Recording)]
     files, escaped = candidate_files(root, module.SOURCE.suffixes)
     refused += escaped
-    payload = {"source_set": source_set, "recordings": len(recordings), "files": len(files), "refused": [{"path": r.path, "code": r.code} for r in refused]}
+    payload = {
+        "source_set": source_set,
+        "recordings": len(recordings),
+        "files": len(files),
+        "refused": [{"path": r.path, "code": r.code} for r in refused],
+    }
     text = f"{source_set}: {len(recordings):,} recordings, {len(files):,} files, {len(refused):,} listed but refused or absent"
     emit(session, payload, text)
     return 0 if recordings else 1
@@ -63,7 +68,9 @@ def scan_command(session: Session, name: str) -> int:
 @command("ingest", help="Read a dataset into events, provenance and quarantine; unchanged datasets are skipped.")
 @click.argument("names", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every enabled dataset whose raw folder is there.")
-@click.option("--root", "roots", multiple=True, type=click.Path(path_type=Path), help="Read from this folder instead of the configured one.")
+@click.option(
+    "--root", "roots", multiple=True, type=click.Path(path_type=Path), help="Read from this folder instead of the configured one."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N recordings: for a look, not for training.")
 def ingest_command(session: Session, names: tuple[str, ...], every: bool, roots: tuple[Path, ...], limit: int | None) -> int:
     from dataclasses import replace
@@ -74,11 +81,15 @@ def ingest_command(session: Session, names: tuple[str, ...], every: bool, roots:
     if every:
         names = tuple(n for n, c in settings.datasets.items() if c.enabled and find_root(settings, n) is not None)
     if not names:
-        raise ConfigError("name a dataset, or give --all with at least one raw folder present. See: beatsight source list", code="no-dataset")
+        raise ConfigError(
+            "name a dataset, or give --all with at least one raw folder present. See: beatsight source list", code="no-dataset"
+        )
     if roots:
         if len(names) != 1:
             raise ConfigError("--root goes with exactly one dataset", code="bad-option")
         source_set, config = settings.dataset(names[0])
         settings = replace(settings)
-        settings.__dict__["datasets"] = settings.datasets | {source_set: config.model_copy(update={"roots": tuple(str(r.absolute()) for r in roots)})}
+        settings.__dict__["datasets"] = settings.datasets | {
+            source_set: config.model_copy(update={"roots": tuple(str(r.absolute()) for r in roots)})
+        }
     return finish(session, *(ingest(settings, name, limit=limit, progress=session.progress) for name in names))

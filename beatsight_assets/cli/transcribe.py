@@ -20,7 +20,9 @@ from beatsight_assets.errors import ConfigError
 @click.option("--title")
 @click.option("--artist", default="unknown", show_default=True)
 @click.option("--creator")
-@click.option("--component-view", type=click.Choice(["bsm", "full23"]), default="bsm", show_default=True, help="bsm writes the three rides as ride.")
+@click.option(
+    "--component-view", type=click.Choice(["bsm", "full23"]), default="bsm", show_default=True, help="bsm writes the three rides as ride."
+)
 def run_command(
     session: Session, source: Path, output: Path, formats: str, model: str | None, confidence: float | None, tempo: str, title: str | None, artist: str,
     creator: str | None, component_view: str,
@@ -34,10 +36,21 @@ def run_command(
         raise ConfigError(f"--tempo is {tempo!r}; it must be auto or beats per minute", code="bad-option") from None
     more = {} if creator is None else {"creator": creator}
     options = TranscribeOptions(
-        source, output, model=model, confidence=confidence, formats=wanted, title=title, artist=artist, component_view=component_view, tempo_bpm=bpm, **more
+        source,
+        output,
+        model=model,
+        confidence=confidence,
+        formats=wanted,
+        title=title,
+        artist=artist,
+        component_view=component_view,
+        tempo_bpm=bpm,
+        **more,
     )
     found = transcribe(session.settings, options, progress=session.progress)
-    lines = [f"{source.name}: {sum(found.counts.values()):,} hits, {found.tempo.bpm:.1f} bpm ({found.tempo.source}), classifier {found.classifier} {found.model}"]
+    lines = [
+        f"{source.name}: {sum(found.counts.values()):,} hits, {found.tempo.bpm:.1f} bpm ({found.tempo.source}), classifier {found.classifier} {found.model}"
+    ]
     lines += [f"  {label:<20}{n:>7,}" for label, n in found.counts.items()]
     lines += [f"  note: {text}" for text in found.notices] + [f"  -> {path}" for path in found.files.values()]
     if found.exit_code:
@@ -59,6 +72,8 @@ def score_command(session: Session, reference: Path, estimate: Path, note_map: s
     for view, by_tolerance in result.counts.items():
         for tolerance in by_tolerance:
             total = result.overall(view, tolerance)
-            lines.append(f"  {view:<10} {tolerance:>3g} ms   F {total.f1 or 0:.3f}   precision {total.precision or 0:.3f}   recall {total.recall or 0:.3f}")
+            lines.append(
+                f"  {view:<10} {tolerance:>3g} ms   F {total.f1 or 0:.3f}   precision {total.precision or 0:.3f}   recall {total.recall or 0:.3f}"
+            )
     emit(session, result.to_json(), "\n".join(lines))
     return 0
