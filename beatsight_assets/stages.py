@@ -248,7 +248,7 @@ def trace(settings: Settings, stages: Sequence[str]) -> list[Link]:
     """The digest chain from some stages back to the raw events: every receipt on the way, each with what breaks it.
 
     A link breaks when a file is no longer what its receipt says, when a receipt rests on a version of a file that is not the one
-    at hand (stale), when a file that a stage read has no receipt, or when one of its verdicts is not a pass.
+    at hand (stale), or when one of its verdicts is not a pass. Which stages a chain must hold is for the caller to say.
     """
     receipts = all_receipts(settings)
     made = {a.path: r for r in receipts for a in r.outputs}

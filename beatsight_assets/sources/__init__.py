@@ -66,6 +66,7 @@ class Source:
     suffixes: tuple[str, ...]  # which files must be accounted for
     official_split: str = ""
     chain: tuple[str, ...] = ("midi_import",)
+    options: tuple[str, ...] = ()  # keys of `options` in configs/datasets.yaml that the module knows
     companions: tuple[str, ...] = ()  # folders beside the root that are read too; a change there is a change of this dataset
 
 
@@ -197,6 +198,9 @@ def ingest(settings: Settings, name: str, *, limit: int | None = None, progress:
         )
     taxonomy = Taxonomy.load(settings)
     module = source_module(config.module)
+    for key in config.options:
+        if key not in module.SOURCE.options:
+            raise ConfigError.unknown_choice("option", key, module.SOURCE.options, where=f"configs/datasets.yaml: {source_set}")
     options = {
         "listing": [listing_digest(r) for r in (root, *(root.parent / c for c in module.SOURCE.companions)) if r.is_dir()],
         "module": config.module,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from beatsight_assets.errors import InputError
+from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.events import LIMIT_SLACK, Hits, Session
 from beatsight_assets.sources import AUDIO_SUFFIXES, MIDI_SUFFIXES, Reading, Recording, Rejected, Source, candidate_files
 from beatsight_assets.sources.performance import read_performance
@@ -33,6 +33,7 @@ SOURCE = Source(
     url="https://magenta.tensorflow.org/datasets/groove",
     suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES),
     official_split="info.csv:split",
+    options=("devices",),
 )
 NOTE_MAP = "td11"
 KITS = {"td11": "td11", "td30_socal": "td30"}  # device -> kit_id
@@ -96,7 +97,12 @@ def _session(timeline: str, take: str, drummer: str, options: Mapping[str, Any])
 
 
 def _device(drummer: str, options: Mapping[str, Any]) -> str:
-    return str(options.get("devices", {}).get(drummer, NOTE_MAP))
+    device = str(options.get("devices", {}).get(drummer, NOTE_MAP))
+    if device not in KITS:
+        raise ConfigError.unknown_choice(
+            f"device of {drummer}", device, KITS, where="configs/datasets.yaml: groove_mididataset.options.devices"
+        )
+    return device
 
 
 def _facts(row: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, int]]:

@@ -40,6 +40,7 @@ SOURCE = Source(
     official_split="MIREX 2017",
     chain=("audio_annotation",),
     companions=("mdb_drums_pp",),
+    options=("velocity_from",),
 )
 LABELS = {
     "KD": Voice("kick"),

@@ -30,6 +30,7 @@ SOURCE = Source(
     suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES),
     official_split="takes.csv:split",
     chain=("synthetic_render", "midi_import"),
+    options=("group_prefix",),
 )
 NOTE_MAP = "beatsight"
 OUT_OF_SCOPE_FOLDERS = ("openset",)  # sounds that are no drums: input of the open-set gate, not of the manifest

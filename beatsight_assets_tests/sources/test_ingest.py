@@ -210,3 +210,31 @@ def test_two_rows_for_one_session_are_refused_once(settings: Settings, demo: Pat
     report = sources.ingest(settings, "demo")
     assert quarantine(settings) == [("midi/a.mid", "duplicate-session")]
     assert report.figures["recordings"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"options": {"group_prefx": "x:"}}, "group_prefix"), ({"module": "grove"}, "grove")],
+    ids=["an option that the module does not know", "a module that is not there"],
+)
+def test_a_wrong_dataset_entry_is_a_config_error(settings: Settings, demo: Path, changes: dict[str, object], word: str) -> None:
+    """A typing error in configs/datasets.yaml is exit code 2 with the right word, never a silent default."""
+    from dataclasses import replace
+
+    wrong = replace(settings)
+    wrong.__dict__["datasets"] = settings.datasets | {"beatsight_demo": settings.datasets["beatsight_demo"].model_copy(update=changes)}
+    with pytest.raises(ConfigError, match=word):
+        sources.ingest(wrong, "demo")
+
+
+def test_an_unknown_drum_module_is_a_config_error(tmp_path: Path) -> None:
+    """A drummer's device must be one whose notes are known."""
+    from beatsight_assets.sources import groove
+
+    (tmp_path / "info.csv").write_text(
+        "drummer,session,id,style,bpm,beat_type,time_signature,midi_filename,audio_filename,duration,split\n"
+        "drummer2,s,i,rock,100,beat,4-4,a.mid,,1.0,train\n"
+    )
+    (tmp_path / "a.mid").write_bytes(midi.write_midi([(0, 36, 90)]))
+    with pytest.raises(ConfigError, match="td30_socal"):
+        list(groove.scan(tmp_path, {"devices": {"drummer2": "td30"}}))
