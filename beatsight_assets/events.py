@@ -539,7 +539,7 @@ def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     if not isinstance(session, str) or not isinstance(identity, str):
         raise InputError("session_id and event_id (or sample_id) must be strings", code="bad-manifest", where=where)
     onset = row.get("onset_time")
-    if isinstance(onset, bool) or not isinstance(onset, (int, float)) or not math.isfinite(onset) or not 0 <= onset < DAY_S:
+    if isinstance(onset, bool) or not isinstance(onset, (int, float)) or not 0 <= onset < DAY_S or not math.isfinite(onset):
         raise InputError(f"onset_time {onset!r} is not a number within 0 .. 86,400 s", code="bad-time", where=where)
     extras = dict(row.get("extras") or {})
     extras |= {k: v for k, v in row.items() if k not in EVENT_SCHEMA and k != "sample_id"}
@@ -597,6 +597,7 @@ def find_violations(frame: pl.DataFrame, taxonomy: Taxonomy, *, limit: int = 20)
         *(pl.when(velocity.cast(pl.Float64) <= top + LIMIT_SLACK).then(pl.col("dynamic_bucket") == name) for name, top in BUCKET_LIMITS),
     )
     event_rules = {
+        "event_ids_unique": pl.col("event_id").is_duplicated(),
         "required_fields": pl.any_horizontal([pl.col(c).is_null() for c in REQUIRED]),
         "onset_range": ~pl.col("onset_time").is_between(0.0, DAY_S, closed="left"),
         "onset_whole_microseconds": ((pl.col("onset_time") * 1e6).round() / 1e6 - pl.col("onset_time")).abs() > 1e-9,

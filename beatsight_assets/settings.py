@@ -58,15 +58,38 @@ class DatasetsFile(_Config):
     datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], DatasetConfig]
 
 
+class SplitLimits(_Config):
+    """Limits on splits (`spec/gates.md` section 12)."""
+
+    view: str
+    max_share_deviation: float = Field(ge=0.0, le=1.0)
+    min_free_groups: int = Field(ge=0)
+    min_class_groups: int = Field(ge=0)
+
+
+class EvaluationLimits(_Config):
+    """Limits on a candidate's figures on held-out recordings; what is not set is not judged."""
+
+    pooled_f1: float | None = Field(default=None, ge=0.0, le=1.0)
+    pooled_f1_drums5: float | None = Field(default=None, ge=0.0, le=1.0)
+    pooled_precision: float | None = Field(default=None, ge=0.0, le=1.0)
+    pooled_recall: float | None = Field(default=None, ge=0.0, le=1.0)
+    class_recall: float | None = Field(default=None, ge=0.0, le=1.0)
+    min_class_hits: int | None = Field(default=None, ge=0)
+    class_f1_drop: float | None = Field(default=None, ge=0.0, le=1.0)
+    pooled_f1_drop: float | None = Field(default=None, ge=0.0, le=1.0)
+    every_class: bool | None = None
+
+
 class GatesFile(_Config):
     """configs/gates/<profile>.yaml: limits by gate, and which gates a release needs."""
 
     version: int
-    required: tuple[str, ...]
+    required: tuple[str, ...] = Field(min_length=1)
     readiness: dict[str, dict[str, Any]]
     health: dict[str, Any]
-    splits: dict[str, Any]
-    evaluation: dict[str, Any]
+    splits: SplitLimits
+    evaluation: EvaluationLimits
     max_missing_datasets: int = 0
 
 
@@ -244,6 +267,22 @@ class Settings:
         """A config file as it is written."""
         return safeyaml.read_yaml(self.config_path(name), name=f"configs/{name}.yaml")
 
+    def user_output(self, path: Path) -> Path:
+        """A file that the user asks for by name: anywhere, but below the data root only in reports/, so that no input or product is lost.
+
+        Raises
+        ------
+        ConfigError `would-overwrite`
+        """
+        full = path.expanduser().absolute()
+        root = self.layout.root.resolve()
+        if full.resolve().is_relative_to(root) and not full.resolve().is_relative_to(root / "reports"):
+            raise ConfigError(
+                f"{path} lies in the data root, where only reports/ takes files from the command line. Choose another place",
+                code="would-overwrite",
+            )
+        return full
+
     def typed(self, name: str, model: type[Model]) -> Model:
         """A config file checked against its model. Types are strict ("false" is no truth value, "5" no number), lists may stand for tuples.
 
@@ -255,7 +294,8 @@ class Settings:
         try:
             return model.model_validate_json(json.dumps(file.data, default=str), strict=True)
         except ValidationError as failure:
-            first = failure.errors(include_url=False)[0]
+            found = failure.errors(include_url=False)
+            first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt key explains the missing one
             place = tuple(first["loc"])
             shown = ".".join(str(p) for p in place) or "the document"
             value = repr(first.get("input"))[:80]

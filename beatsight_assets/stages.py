@@ -23,6 +23,9 @@ SCHEMA = "beatsight.receipt/1"
 STAGES_WITH_GATES = ("events", "merged_manifest", "annotated_manifest", "splits", "manifest_health", "health_diff", "sampling_weights",
                      "recording_features", "candidate_model", "evaluation", "readiness")  # fmt: skip
 
+# Stages whose verdict depends on configs/gates: other limits, or another profile, make their receipts stale.
+JUDGED_BY_LIMITS = ("merged_manifest", "annotated_manifest", "splits", "manifest_health", "evaluation", "readiness")
+
 Progress = Callable[[str], None]
 
 
@@ -144,6 +147,11 @@ def read_receipt(settings: Settings, stage: str, partition: str | None = None) -
         ) from error
 
 
+def limits_digest(settings: Settings) -> str:
+    """Digest of the profile's name and all its limits, as `options.gate_limits` of the stages that judge by them."""
+    return sha256(store.to_json_bytes([settings.profile, settings.gates.model_dump(mode="json")])).hexdigest()
+
+
 def digest_of(settings: Settings, path: Path) -> str | None:
     """Digest of a file below the data root, None when it is absent."""
     return settings.store.sha256(path) if path.is_file() else None
@@ -187,6 +195,8 @@ def run_stage(
     InputError `missing-input` : a parent file does not exist; `changed-while-reading` : a parent was replaced while `work` ran
     Busy : another process runs this stage
     """
+    if stage in JUDGED_BY_LIMITS:
+        options = {**options, "gate_limits": limits_digest(settings)}
     artifacts = _digest_parents(settings, parents)
     wanted = _as_json(options)
     target = receipt_path(settings, stage, partition)
@@ -240,8 +250,29 @@ class Link:
 
 
 def all_receipts(settings: Settings) -> list[Report]:
-    """Every receipt of the data root, in path order."""
-    return [Report.from_json(store.read_json(p)) for p in sorted(settings.layout.receipts.rglob("*.json"))]
+    """Every receipt of the data root, in path order; files that no stage writes are passed over.
+
+    Raises
+    ------
+    InputError `bad-receipt` : a receipt is damaged or of another version; names the file
+    """
+    found = []
+    for path in sorted(settings.layout.receipts.rglob("*.json")):
+        parts = path.relative_to(settings.layout.receipts).with_suffix("").parts
+        if len(parts) > 2 or (parts[0] not in STAGES_WITH_GATES and not _looks_like_a_receipt(path)):
+            continue
+        report = read_receipt(settings, parts[0], parts[1] if len(parts) == 2 else None)
+        if report is not None:
+            found.append(report)
+    return found
+
+
+def _looks_like_a_receipt(path: Path) -> bool:
+    try:
+        found = store.read_json(path)
+    except InputError:
+        return False
+    return isinstance(found, dict) and found.get("schema") == SCHEMA
 
 
 def trace(settings: Settings, stages: Sequence[str]) -> list[Link]:
@@ -277,9 +308,15 @@ def trace(settings: Settings, stages: Sequence[str]) -> list[Link]:
                 waiting.append(maker)
         if not report.verdicts and report.stage in STAGES_WITH_GATES:
             problems.append("nothing-to-judge: the receipt holds no verdict")
+        if report.stage in JUDGED_BY_LIMITS and report.options.get("gate_limits") != limits_digest(settings):
+            profile = next((v.profile for v in report.verdicts), settings.profile)
+            other = (
+                f"the limits of {profile}, this is {settings.profile}"
+                if profile != settings.profile
+                else "other limits than configs/gates holds now"
+            )
+            problems.append(f"stale-limits: it was judged by {other}. Run {report.stage} again")
         for verdict in report.verdicts:
-            if verdict.profile != settings.profile:
-                problems.append(f"profile: {verdict.gate} was judged by the limits of {verdict.profile}, this is {settings.profile}")
             if not verdict.passed:
                 problems += [f"failed: {verdict.gate}/{text}" for text in verdict.failures]
         links[key] = Link(report.stage, report.partition, report.digest, tuple(problems))

@@ -470,7 +470,7 @@ class Store:
                 os.pwrite(fd, to_json_bytes(holder, indent=None), 0)
                 self.sweep(folder)
             except BlockingIOError:
-                owner = printable(os.pread(fd, 4096, 0).decode(errors="replace").strip()) or "another process"
+                owner = printable(_read_holder(fd)) or "another process"
                 raise Busy(f"{self.rel(folder)} is being written by {owner}. Wait for it, then repeat the command", code="busy") from None
             except OSError as error:
                 raise StoreError(f"cannot be locked: {error.strerror}", code="io-error", where=self.rel(folder)) from error
@@ -563,6 +563,16 @@ def read_lines(path: Path) -> tuple[list[Any], bool]:
     whole, _, rest = read_bytes(path, max_bytes=MAX_JSON_BYTES).rpartition(b"\n")
     rows = [parse_json(line, where=f"{path}:{n}") for n, line in enumerate(whole.split(b"\n"), 1) if line]
     return rows, bool(rest)
+
+
+def _read_holder(fd: int) -> str:
+    """Who holds a lock file; its name follows the lock by some microseconds, so an empty file is looked at again."""
+    for _ in range(1_000):
+        text = os.pread(fd, 4096, 0).decode(errors="replace").strip()
+        if text:
+            return text
+        os.sched_yield()
+    return ""
 
 
 def sync_folder(folder: Path) -> None:

@@ -43,7 +43,8 @@ BROKEN = {
     "no YAML": ("datasets", DATASETS + "  : [\n", "configs/datasets.yaml:7", "expected <block end>"),
     "empty": ("datasets", "", "configs/datasets.yaml", "the document"),
     "a list": ("datasets", "- a\n", "configs/datasets.yaml:1", "the document"),
-    "profile misses a section": ("gates/demo", "version: 1\nrequired: []\n", "configs/gates/demo.yaml:1", "Field required"),
+    "profile misses a section": ("gates/demo", "version: 1\nrequired: [boundary]\n", "configs/gates/demo.yaml:1", "Field required"),
+    "profile requires no gate": ("gates/demo", "version: 1\nrequired: []\n", "configs/gates/demo.yaml:2", "at least 1 item"),
     "sampling below its minimum": (
         "sampling",
         "default: flat\nprofiles:\n  flat:\n    min_weight: 1.0\n    max_weight: 0.0\n",

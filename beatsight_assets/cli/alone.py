@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from beatsight_assets.cli.common import Session, command, emit
-from beatsight_assets.errors import GateFailed
+from beatsight_assets.errors import Busy, ConfigError, GateFailed
 
 
 @command("env", help="Print every resolved path as export lines.")
@@ -71,6 +72,12 @@ def _failpoint_names() -> list[str]:
 def dev_command(session: Session, port: int, host: str) -> int:
     from beatsight_assets.dag.instance import dev
 
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Busy(f"port {port} of {host} is taken ({error.strerror}). Give another --port", code="busy") from error
     return dev(session.settings, port=port, host=host)
 
 
@@ -82,6 +89,10 @@ def demo_command(session: Session, seed: int, sessions: int | None, data_only: b
     from beatsight_assets.cli.common import finish
     from beatsight_assets.render.stage import RenderOptions, run
 
+    if session.settings.profile == "prod":
+        raise ConfigError(
+            "the demo is judged by the limits of profile demo. Leave --profile out", code="bad-option", where="--profile prod"
+        )
     settings = replace(session.settings, profile="demo")
     options = RenderOptions(seed=seed) if sessions is None else RenderOptions(seed=seed, sessions=sessions)
     if data_only:

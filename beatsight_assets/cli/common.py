@@ -69,7 +69,7 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]
             click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on stdout, texts on stderr."),
             click.Option(["--quiet"], is_flag=True, help="No progress lines."),
             click.Option(["--report"], metavar="FILE", help="Also write the report there as JSON."),
-            click.Option(["--workers"], type=click.IntRange(min=1), help="Worker processes; results do not depend on it."),
+            click.Option(["--workers"], type=click.IntRange(1, 256), help="Worker processes; results do not depend on it."),
             click.Option(["--executor"], type=click.Choice(EXECUTORS), help="Where independent items run."),
         ]
         return wrapped
@@ -100,7 +100,7 @@ def finish(session: Session, *reports: Report) -> int:
 def emit(session: Session, payload: Any, text: str) -> None:
     """JSON or text on stdout, and the JSON into --report."""
     if session.report_file is not None:
-        path = session.report_file.absolute()
+        path = session.settings.user_output(session.report_file)
         store.Store(path.parent, remember=False).publish_json(path, payload)
     if session.as_json:
         sys.stdout.write(store.to_json_bytes(payload, indent=None).decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,11 +104,12 @@ def _next(settings: Settings, reports: dict[str, Report]) -> list[str]:
         lines += [
             f"  listen    {root / folder} (transcription of a take on an unseen kit: .bsm, MIDI, label track)" for folder in folders[:1]
         ]
-    where = f"--data-root {root} --profile {settings.profile}"
+    where = f"--data-root {shlex.quote(str(root))} --profile {settings.profile}"
     return [
         *lines,
         f"  open      beatsight {where} dev          (Dagster UI: lineage, checks, plots)",
         f"  refused   beatsight {where} quarantine list",
         f"  your song beatsight {where} transcribe run --input SONG.wav --output song.bsm",
-        "  real data put Groove MIDI into raw/groove_midi, then: beatsight source ingest groove",
+        "            (this model has heard synthesised drums only: on records trust its onsets, not its classes)",
+        f"  real data put Groove MIDI into raw/groove_midi, then: beatsight {where} source ingest groove",
     ]

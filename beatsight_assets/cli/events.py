@@ -62,8 +62,12 @@ def split_command(session: Session, seed: int, ratios: str) -> int:
 
     try:
         train, val, test = (float(r) for r in ratios.split(","))
+        if not (min(train, val, test) >= 0.0 and abs(train + val + test - 1.0) < 1e-6):
+            raise ValueError(ratios)
     except ValueError:
-        raise ConfigError(f"--ratios is {ratios!r}; it must be three numbers such as 0.8,0.1,0.1", code="bad-option") from None
+        raise ConfigError(
+            f"--ratios is {ratios!r}; it must be three shares that sum to 1, such as 0.8,0.1,0.1", code="bad-option"
+        ) from None
     return finish(session, run(session.settings, SplitOptions(seed=seed, ratios=(train, val, test)), progress=session.progress))
 
 
@@ -82,7 +86,7 @@ def export_command(session: Session, manifest: str, output: Path, kind: str | No
     if kind not in ("jsonl", "csv"):
         raise ConfigError.unknown_choice("format", kind, ("jsonl", "csv"), where="--format")
     data = events.to_jsonl(frame) if kind == "jsonl" else events.to_csv(frame)
-    path = output.absolute()
+    path = session.settings.user_output(output)
     receipt = Store(path.parent, remember=False).publish(path, data)
     emit(
         session,

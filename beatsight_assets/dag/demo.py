@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from sqlalchemy.exc import OperationalError
 
 from beatsight_assets import clock
 from beatsight_assets.dag import metadata
@@ -18,6 +19,7 @@ from beatsight_assets.dag.checks.table import CHECKS
 from beatsight_assets.dag.instance import open_instance
 from beatsight_assets.dag.jobs import train_with
 from beatsight_assets.dag.resources import progress_to
+from beatsight_assets.errors import StoreError
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Progress, Report, read_receipt, silent
 
@@ -79,9 +81,15 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
     reused: set[str] = set()
     with open_instance(settings) as instance, _alone(settings, instance), progress_to(progress):
         for job, partition, config in runs:
-            result = defs.resolve_job_def(job).execute_in_process(
-                instance=instance, partition_key=partition, run_config=config, tags=OWN_RUNS, raise_on_error=False
-            )
+            try:
+                result = defs.resolve_job_def(job).execute_in_process(
+                    instance=instance, partition_key=partition, run_config=config, tags=OWN_RUNS, raise_on_error=False
+                )
+            except OperationalError as error:
+                raise StoreError(
+                    f"the instance below dagster/ cannot be written: {error.orig}. Is the disk full?", code="no-space"
+                ) from error
+            _raise_what_is_no_verdict(result)
             for found in result.get_asset_check_evaluations():
                 n_checks += 1
                 if not found.passed:
@@ -97,6 +105,18 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
     reports = {name: read_receipt(settings, name, DATASET if name in ("rendered_audio", "events") else None) for name in MADE}
     made = {name: replace(report, reused=name in reused) for name, report in reports.items() if report is not None}
     return DemoSummary(made, tuple(failures), tuple(warned), n_checks, clock.monotonic_s() - started)
+
+
+def _raise_what_is_no_verdict(result: dg.ExecuteInProcessResult) -> None:
+    """Ctrl-C and a disk that refuses are not red gates: they end the demo with their own exit code."""
+    for event in result.filter_events(lambda e: e.is_step_failure):
+        error = event.step_failure_data.error
+        names = [e.cls_name or "" for e in (error, error.cause if error else None) if e is not None]
+        if any("Interrupt" in name for name in names):
+            raise KeyboardInterrupt
+        if error is not None and "StoreError" in names:
+            said = (error.cause or error).message
+            raise StoreError(" ".join(said.split()), code="no-space" if "no-space" in said else "io-error")
 
 
 @contextmanager

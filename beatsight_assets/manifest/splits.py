@@ -263,7 +263,7 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
         raise InputError("file does not exist. Run: beatsight events annotate", code="missing-input", where=layout.rel(layout.annotated))
     sources = sorted(pl.read_parquet(layout.annotated, columns=["source_set"])["source_set"].unique().to_list())
     provenance_paths = [layout.provenance(name) for name in sources]
-    limits = settings.gates.splits
+    limits = settings.gates.splits.model_dump()
     taxonomy = Taxonomy.load(settings)
     view = taxonomy.view(limits.get("view", "drums18"))
 

@@ -81,7 +81,8 @@ class Limits:
         ------
         ConfigError : `unknown-choice`, a limit that this gate does not have
         """
-        values = {"every_class": settings.profile == "demo", **settings.gates.evaluation}
+        set_limits = {k: v for k, v in settings.gates.evaluation.model_dump().items() if v is not None}
+        values = {"every_class": settings.profile == "demo", **set_limits}
         unknown = sorted(set(values) - set(Limits.__dataclass_fields__))
         if unknown:
             raise ConfigError.unknown_choice(

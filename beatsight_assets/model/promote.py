@@ -6,6 +6,7 @@ The Dagster asset and `beatsight model promote` call the same function, so both 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -47,11 +48,20 @@ def run(settings: Settings, options: PromoteOptions | None = None, *, progress: 
         raise GateFailed("there is no candidate. Train one: beatsight model train", code="no-candidate")
     release = options.release or f"{settings.profile}-{candidate.output('model').sha256[:8]}"
     folder = settings.layout.at(f"models/promoted/{release}")
-    if folder.parent != settings.layout.promoted or folder == settings.layout.current_model:
-        raise ConfigError(f"{release!r} is no name of a folder. Choose another --release", code="bad-option", where="--release")
+    if (
+        not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", release)
+        or folder.parent != settings.layout.promoted
+        or folder == settings.layout.current_model
+    ):
+        raise ConfigError(
+            f"{release!r} is no release name: letters, digits, '.', '_' and '-'. Choose another --release",
+            code="bad-option",
+            where="--release",
+        )
     links = trace(settings, JUDGED_BY)
     problems = [f"{link.name}: {p}" for link in links for p in link.problems if not _is_own_blessing(settings, release, link, p)]
     problems += _missing_verdicts(settings, candidate)
+    problems.sort(key=lambda text: "not what this stage wrote" not in text)  # the cause before its consequences
     problems = problems or _missing_links(links)  # a stale link ends the walk, so what lies behind it says nothing
     content = {name: _judged_bytes(settings, candidate.output(role)) for name, role in MODEL_FILES.items()}
     if problems:

@@ -322,7 +322,8 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
         "unexplained_files": unexplained[:20],
     }
     outputs.append(("report", keep.publish_json(layout.report("ingest", f"{source_set}.json"), report).path, None))
-    verdict = _judge(settings, source_set, frame, taxonomy, provenance, figures, issues, rejected, candidates, unexplained, outputs)
+    figures["yardstick_events"] = _yardstick(settings, source_set, frame.height)
+    verdict = _judge(settings, source_set, frame, taxonomy, provenance, figures, issues, rejected, candidates, unexplained, outputs, limit)
     return Outcome(
         outputs=outputs,
         figures=figures,
@@ -486,6 +487,7 @@ def _judge(
     candidates: Sequence[str],
     unexplained: Sequence[str],
     outputs: Sequence[tuple[str, Path, int | None]],
+    limit: int | None,
 ) -> Verdict:
     """The gates of one dataset partition (`design/dagster.md` section 1, row events)."""
     counts, broken = events.find_violations(frame, taxonomy)
@@ -493,15 +495,14 @@ def _judge(
     refused = [r for r in rejected if not r.is_absent]
     n_files = max(1, len(candidates))
     share = len({r.path for r in refused}) / n_files
-    limit = settings.datasets[source_set].max_reject_rate
+    most_refused = settings.datasets[source_set].max_reject_rate
     n_ids = frame["event_id"].n_unique() if frame.height else 0
     without = set(frame["session_id"].unique().to_list()) - {p["session_id"] for p in provenance}
     n_unknown = sum(events.unknown_labels(frame, taxonomy).values())
     past = issues.get("past_audio_end", 0)
     internal = [r for r in refused if r.code == "internal-error"]
-    last = read_receipt(settings, "events", source_set)
-    before = float(last.figures.get("events", 0)) if last else 0.0
-    yields = frame.height / before if before else 1.0
+    yields = frame.height / max(1, figures["yardstick_events"])
+    n_listed = int(figures["recordings"]) + int(figures["absent"])
     rules = (
         Rule.at_most(
             "schema", float(n_broken), 0.0, "; ".join(f"{v.rule} at {v.event_id}" for v in broken[:3]) or "every row keeps the schema"
@@ -517,12 +518,22 @@ def _judge(
         Rule.at_most("provenance_complete", float(len(without)), 0.0, "sessions without a provenance row"),
         Rule(
             "accounted",
-            not unexplained and not internal and share <= limit,
+            not unexplained and not internal and share <= most_refused,
             round(share, 6),
-            limit,
+            most_refused,
             f"used + refused + out of scope = {figures['candidates']} files; refused share against max_reject_rate"
             + (f"; unexplained: {unexplained[0]}" if unexplained else "")
             + (f"; internal errors: {len(internal)}" if internal else ""),
+        ),
+        Rule(
+            "complete",
+            limit is None,
+            None if limit is None else float(limit),
+            None,
+            "the whole dataset was read" if limit is None else "read with --limit: for a look, not for training",
+        ),
+        Rule.at_least(
+            "listed_present", 1.0 - int(figures["absent"]) / max(1, n_listed), 0.99, "listed recordings that are there", blocking=False
         ),
         Rule.at_least("yield_vs_last_run", yields, 0.9, "events against the last ingest", blocking=False),
         Rule.at_most("quarantine_share", round(share, 6), QUARANTINE_WARN_SHARE, "refused files, absent ones not counted", blocking=False),
@@ -539,6 +550,17 @@ def _judge(
     )
     inputs = tuple(Artifact(role, settings.store.rel(path), settings.store.sha256(path), rows) for role, path, rows in outputs)
     return Verdict("ingest", rules, inputs=inputs, figures=dict(figures), reasons=reasons, profile=settings.profile)
+
+
+def _yardstick(settings: Settings, source_set: str, n_events: int) -> int:
+    """Events of the last ingest that was green and not itself far below its yardstick: a loss stays visible until it is made good."""
+    last = read_receipt(settings, "events", source_set)
+    verdict = last.verdict("ingest") if last else None
+    if last is None or verdict is None:
+        return n_events
+    rule = verdict.rule("yield_vs_last_run")
+    is_sound = verdict.passed and (rule is None or rule.passed)
+    return int(last.figures["events"] if is_sound else last.figures.get("yardstick_events", n_events))
 
 
 def _json_counts(text: str) -> dict[str, int]:

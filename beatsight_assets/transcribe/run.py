@@ -337,6 +337,9 @@ def transcribe(
     for name, content in contents.items():
         where.publish(targets[name], content)
     notices = []
+    trained_on = served.model.card.get("trained_on", {})
+    if trained_on.get("recordings") and trained_on.get("synthetic") == trained_on["recordings"]:
+        notices.append("the model has heard synthesised drums only: on recordings its classes are unreliable")
     if heard.fold_loss_db > audio.FOLD_LIMIT_DB:
         notices.append(f"the channels cancel each other: mono is {heard.fold_loss_db:.1f} dB below the louder one")
     if tempo.source == "default":
@@ -368,6 +371,5 @@ def _targets(settings: Settings, options: TranscribeOptions) -> dict[str, Path]:
     for target in targets.values():
         if target.resolve() == options.input.resolve():
             raise ConfigError("the transcription would replace the audio. Give another --output", code="would-overwrite", where="--output")
-        if is_below(settings.layout.root / "raw", target):
-            raise ConfigError("raw/ is never written. Give another --output", code="would-overwrite", where="--output")
+        settings.user_output(target)
     return targets

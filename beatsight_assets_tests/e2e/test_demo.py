@@ -152,6 +152,27 @@ def test_a_demo_release_is_no_prod_release(demo_copy: Path) -> None:
     assert "judged by the limits of demo, this is prod" in done.err
 
 
+def test_stricter_limits_after_judging_are_not_promoted_past(demo_copy: Path, settings_of: Callable[[Path], Settings]) -> None:
+    """Verdicts by limits that no longer hold are no verdicts."""
+    settings = settings_of(demo_copy)
+    own = demo_copy / "configs/gates/demo.yaml"
+    own.parent.mkdir()
+    own.write_text(settings.config_path("gates/demo").read_text().replace("pooled_f1: 0.75", "pooled_f1: 0.99"))
+    with pytest.raises(GateFailed, match=r"evaluation: stale-limits: it was judged by other limits than configs/gates holds now"):
+        promote.run(settings_of(demo_copy), promote.PromoteOptions("tight"))
+
+
+def test_the_command_line_overwrites_no_input_and_no_product(demo_copy: Path) -> None:
+    """A report or an export named onto a file of the data root is refused, save below reports/."""
+    for place in ("raw/beatsight_demo/takes.csv", "manifest/annotated.parquet", "models/promoted/CURRENT.json"):
+        before = (demo_copy / place).read_bytes()
+        done = beatsight(demo_copy, "source", "list", "--report", str(demo_copy / place))
+        assert (done.code, (demo_copy / place).read_bytes()) == (2, before)
+        assert "would-overwrite" in done.err
+    done = beatsight(demo_copy, "source", "list", "--report", str(demo_copy / "reports/sources.json"))
+    assert done.code == 0 and (demo_copy / "reports/sources.json").is_file()
+
+
 def test_promoting_again_changes_nothing_and_another_model_cannot_take_the_name(
     demo_copy: Path, settings_of: Callable[[Path], Settings]
 ) -> None:

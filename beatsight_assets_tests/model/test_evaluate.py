@@ -101,9 +101,9 @@ def test_an_unknown_limit_is_a_config_error(settings: Settings) -> None:
     own = settings.layout.root / "configs/gates/demo.yaml"
     own.parent.mkdir(parents=True)
     own.write_text(settings.config_path("gates/demo").read_text().replace("pooled_f1:", "poled_f1:"))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="poled_f1") as caught:
         Limits.read(settings)
-    assert caught.value.code == "unknown-choice"
+    assert caught.value.code == "bad-config"
 
 
 def test_fine_classes_count_as_the_coarse_class_of_their_components() -> None:

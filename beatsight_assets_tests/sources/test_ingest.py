@@ -238,3 +238,25 @@ def test_an_unknown_drum_module_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "a.mid").write_bytes(midi.write_midi([(0, 36, 90)]))
     with pytest.raises(ConfigError, match="td30_socal"):
         list(groove.scan(tmp_path, {"devices": {"drummer2": "td30"}}))
+
+
+def test_a_limited_read_is_red(settings: Settings, demo: Path) -> None:
+    """`--limit` is for a look: its events never pass for the dataset."""
+    report = sources.ingest(settings, "demo", limit=1)
+    verdict = report.verdict("ingest")
+    assert verdict is not None
+    rule = verdict.rule("complete")
+    assert rule is not None and not rule.passed and not report.passed
+
+
+def test_a_loss_stays_visible_until_it_is_made_good(settings: Settings, demo: Path) -> None:
+    """A second look at the same poor data does not make it the yardstick."""
+    sources.ingest(settings, "demo")
+    kept = (demo / "takes.csv").read_text()
+    (demo / "takes.csv").write_text("\n".join(kept.splitlines()[:2]) + "\n")
+    for touched in (1, 2):
+        os.utime(demo / "takes.csv", (touched, touched))
+        verdict = sources.ingest(settings, "demo").verdict("ingest")
+        assert verdict is not None
+        rule = verdict.rule("yield_vs_last_run")
+        assert rule is not None and not rule.passed
