@@ -249,6 +249,18 @@ class Link:
         return self.stage if self.partition is None else f"{self.stage}[{self.partition}]"
 
 
+def _limit_problems(settings: Settings, report: Report) -> list[str]:
+    """Verdicts by the limits of another profile, or by limits that configs/gates no longer holds, are no verdicts."""
+    if report.stage not in JUDGED_BY_LIMITS:
+        return []
+    others = sorted({v.profile for v in report.verdicts} - {settings.profile})
+    if others:
+        return [f"stale-limits: it was judged by the limits of {others[0]}, this is {settings.profile}. Run {report.stage} again"]
+    if report.options.get("gate_limits") != limits_digest(settings):
+        return [f"stale-limits: it was judged by other limits than configs/gates holds now. Run {report.stage} again"]
+    return []
+
+
 def all_receipts(settings: Settings) -> list[Report]:
     """Every receipt of the data root, in path order; files that no stage writes are passed over.
 
@@ -308,14 +320,7 @@ def trace(settings: Settings, stages: Sequence[str]) -> list[Link]:
                 waiting.append(maker)
         if not report.verdicts and report.stage in STAGES_WITH_GATES:
             problems.append("nothing-to-judge: the receipt holds no verdict")
-        if report.stage in JUDGED_BY_LIMITS and report.options.get("gate_limits") != limits_digest(settings):
-            profile = next((v.profile for v in report.verdicts), settings.profile)
-            other = (
-                f"the limits of {profile}, this is {settings.profile}"
-                if profile != settings.profile
-                else "other limits than configs/gates holds now"
-            )
-            problems.append(f"stale-limits: it was judged by {other}. Run {report.stage} again")
+        problems += _limit_problems(settings, report)
         for verdict in report.verdicts:
             if not verdict.passed:
                 problems += [f"failed: {verdict.gate}/{text}" for text in verdict.failures]
