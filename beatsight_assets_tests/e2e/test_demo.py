@@ -156,7 +156,7 @@ def test_stricter_limits_after_judging_are_not_promoted_past(demo_copy: Path, se
     """Verdicts by limits that no longer hold are no verdicts."""
     settings = settings_of(demo_copy)
     own = demo_copy / "configs/gates/demo.yaml"
-    own.parent.mkdir()
+    own.parent.mkdir(parents=True)
     own.write_text(settings.config_path("gates/demo").read_text().replace("pooled_f1: 0.75", "pooled_f1: 0.99"))
     with pytest.raises(GateFailed, match=r"evaluation: stale-limits: it was judged by other limits than configs/gates holds now"):
         promote.run(settings_of(demo_copy), promote.PromoteOptions("tight"))
