@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from beatsight_assets import clock, store
-from beatsight_assets.errors import ConfigError, InputError, NothingToDo
+from beatsight_assets.errors import InputError
 from beatsight_assets.settings import EXECUTORS, PROFILES, Settings, load_settings
 from beatsight_assets.stages import Progress, Report
 from beatsight_assets.verdict import shown
@@ -151,16 +151,3 @@ def manifest_path(settings: Settings, name: str) -> Path:
     if not path.is_file():
         raise InputError(f"{name} does not exist. Run the step that writes it first", code="missing-input", where=str(path))
     return path
-
-
-def require(rows: Sequence[Any], what: str) -> None:
-    """Zero rows in is exit code 1, never an empty artefact with exit code 0."""
-    if not rows:
-        raise NothingToDo(f"{what} holds nothing to work on", code="nothing-to-do")
-
-
-def positive(value: int, option: str) -> int:
-    """A whole number of at least 1."""
-    if value < 1:
-        raise ConfigError(f"{option} is {value}; it must be at least 1", code="bad-option")
-    return value
