@@ -121,6 +121,7 @@ class Session:
     mix_context: str = "drum_only"
     label_source: str = "midi"
     confidence: float = 1.0
+    extras: Mapping[str, Any] = field(default_factory=dict)  # further keys of `extras` (stem, mic_position, channel, velocity_layer ..)
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class Hits:
     openness_raw : int32 pedal value as recorded, -1 where none
     tempo_bpm : float64, NaN where unknown; meter : int index into `meters`, -1 unknown; bar, beat : int32, -1 unknown
     stated : techniques stated for single hits, by index into the arrays
+    offset_us : int64, end in microseconds where the source states one (stems: the end of the audio), -1 where not
     """
 
     voices: tuple[Voice, ...]
@@ -148,9 +150,21 @@ class Hits:
     bar: NDArray[np.int32] | None = None
     beat: NDArray[np.int32] | None = None
     stated: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    offset_us: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.onset_us)
+
+    @classmethod
+    def single(cls, voice: Voice, onset_us: int = 0, offset_us: int = -1, velocity: float = math.nan) -> Hits:
+        """One hit: a one-shot sample, or (with onset 0 and the end of the audio) the row of a whole stem."""
+        return cls(
+            (voice,),
+            np.array([onset_us], np.int64),
+            np.zeros(1, np.int64),
+            np.array([velocity], np.float32),
+            offset_us=np.array([offset_us], np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -328,7 +342,7 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
         "audio_path": told(lambda s: s.audio_path),
         "midi_path": told(lambda s: s.midi_path),
         "onset_time": pl.Series(event_onset / 1e6),
-        "offset_time": pl.repeat(None, n_events, dtype=pl.Float64, eager=True),
+        "offset_time": _known(per_event(lambda h: h.offset_us, np.int64, -1)) / 1e6,
         "tempo_bpm": pl.Series(tempo, nan_to_null=True),
         "meter": _gathered([*meters, None], np.where(meter < 0, len(meters), meter)),
         "bar_index": _known(bar),
@@ -371,7 +385,7 @@ def _gathered(values: Sequence[str | None], index: NDArray[np.int64]) -> pl.Seri
     return pl.Series(list(values), dtype=pl.String).gather(index)
 
 
-def _known(values: NDArray[np.int32]) -> pl.Series:
+def _known(values: NDArray[np.integer[Any]]) -> pl.Series:
     """Whole numbers, negative ones as null."""
     series = pl.Series(values)
     return series.set(series < 0, None)
@@ -434,7 +448,7 @@ def _extras(
     collapsed: NDArray[np.int64],
 ) -> pl.Series:
     """JSON per event, keys sorted; most events share the text of their session."""
-    told = [f'"confidence":{json.dumps(s.confidence)},"label_source":{json.dumps(s.label_source)}' for s, _ in batch]
+    told = [_session_extras(s) for s, _ in batch]
     spread = np.zeros(len(collapsed), dtype=bool)
     if len(delta_us):
         spread = np.add.reduceat(delta_us != 0, offsets[:-1]) > 0
@@ -444,12 +458,23 @@ def _extras(
     for e, s, n, is_spread in zip(
         special.tolist(), event_session[special].tolist(), collapsed[special].tolist(), spread[special].tolist(), strict=True
     ):
+        if batch[s][0].extras:
+            own = {"collapsed_hits": n} if n else {}
+            own |= {"offsets_us": deltas[bounds[e] : bounds[e + 1]]} if is_spread else {}
+            values.append(json.dumps(json.loads(f"{{{told[s]}}}") | own, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+            continue
         front = f'"collapsed_hits":{n},' if n else ""
         back = f',"offsets_us":[{",".join(map(str, deltas[bounds[e] : bounds[e + 1]]))}]' if is_spread else ""
         values.append(f"{{{front}{told[s]}{back}}}")
     index = event_session.copy()
     index[special] = len(told) + np.arange(len(special))
     return _gathered(values, index)
+
+
+def _session_extras(session: Session) -> str:
+    """Members of the JSON object that every event of a session has, keys sorted, without braces."""
+    known = {"confidence": session.confidence, "label_source": session.label_source, **session.extras}
+    return json.dumps(known, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)[1:-1]
 
 
 # ---- reading, writing, checking ----------------------------------------------------------------------------------------------

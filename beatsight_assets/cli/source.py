@@ -42,7 +42,7 @@ def list_command(session: Session) -> int:
 @command("scan", help="Recordings and files of one dataset, without writing anything.")
 @click.argument("name")
 def scan_command(session: Session, name: str) -> int:
-    from beatsight_assets.sources import Recording, candidate_files, find_root, source_module
+    from beatsight_assets.sources import Recording, Rejected, candidate_files, find_root, source_module
 
     source_set, config = session.settings.dataset(name)
     root = find_root(session.settings, source_set)
@@ -51,7 +51,7 @@ def scan_command(session: Session, name: str) -> int:
     module = source_module(config.module)
     found = list(module.scan(root, config.options))
     recordings = [f for f in found if isinstance(f, Recording)]
-    refused = [f for f in found if not isinstance(f, Recording)]
+    refused = [f for f in found if isinstance(f, Rejected)]
     files, escaped = candidate_files(root, module.SOURCE.suffixes)
     refused += escaped
     payload = {

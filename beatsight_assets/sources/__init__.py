@@ -2,7 +2,7 @@
 
 A source module has, in this order: a docstring (layout, labels, group, traps), `SOURCE`, its tables, `scan`, `read`.
 
-    scan(root, options) -> Iterator[Recording | Rejected]   which recordings there are; reads tables, not takes
+    scan(root, options) -> Iterator[Recording | Rejected | Skipped]   which recordings there are; reads tables, not takes
     read(root, recording, taxonomy, options) -> Reading | Rejected   one take's hits and facts
 
 Walking, hashing, workers, batching, quarantine, publishing and the report are shared, here. Adding a dataset is one module,
@@ -68,6 +68,7 @@ class Source:
     chain: tuple[str, ...] = ("midi_import",)
     options: tuple[str, ...] = ()  # keys of `options` in configs/datasets.yaml that the module knows
     companions: tuple[str, ...] = ()  # folders beside the root that are read too; a change there is a change of this dataset
+    many_roots: bool = False  # every configured root holds a part of the dataset; else the first that exists is the dataset
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,19 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A file that is there and is no business of this dataset's events (a bass stem, a training clip), with the reason it is counted under."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Reading:
-    """What one recording says: hits, what its annotation could express, facts and counted remarks."""
+    """What one recording says: hits, what its annotation could express, facts and counted remarks.
+
+    `audio` : what decoding the session's audio found, when the module did that already
+    """
 
     session: Session
     hits: Hits
@@ -108,6 +120,7 @@ class Reading:
     facts: Mapping[str, Any] = field(default_factory=dict)
     issues: Mapping[str, int] = field(default_factory=dict)
     notes: str = ""
+    audio: audio.AudioInfo | None = None
 
 
 class SourceModule(Protocol):
@@ -115,7 +128,7 @@ class SourceModule(Protocol):
 
     SOURCE: Source
 
-    def scan(self, root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected]: ...
+    def scan(self, root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected | Skipped]: ...
 
     def read(self, root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected: ...
 
@@ -226,9 +239,12 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
     candidates, refused = candidate_files(root, module.SOURCE.suffixes)
     rejected: list[Rejected] = list(refused)
     recordings: list[Recording] = []
+    skipped: dict[str, str] = {}
     for found in module.scan(root, config.options):
         if isinstance(found, Rejected):
             rejected.append(found)
+        elif isinstance(found, Skipped):
+            skipped[found.path] = found.reason
         elif limit is None or len(recordings) < limit:
             recordings.append(found)
     rejected += _repeated_sessions(recordings)
@@ -319,6 +335,7 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
         "techniques": dict(techniques.iter_rows()),
         "codes": codes,
         "issues": issues,
+        "out_of_scope_reasons": dict(sorted(Counter(skipped.get(c, "not-listed") for c in out_of_scope).items())),
         "unexplained_files": unexplained[:20],
     }
     outputs.append(("report", keep.publish_json(layout.report("ingest", f"{source_set}.json"), report).path, None))
@@ -375,7 +392,7 @@ def _with_files(root: Path, recording: Recording, reading: Reading) -> _Read:
     facts["audio_present"] = False
     if session.audio_path is not None and session.audio_path in files:
         try:
-            info = audio.probe(root / session.audio_path, silent_ok=True)
+            info = reading.audio or audio.probe(root / session.audio_path, silent_ok=True)
             facts |= {"audio_present": True, "duration_seconds": info.duration_s, "rate_hz": info.rate_hz, "channels": info.n_channels}
             n_past = int((reading.hits.onset_us >= round(info.duration_s * 1e6)).sum())
             if n_past:

@@ -13,7 +13,6 @@ Traps       76 % of the onsets lie on a 10 ms grid; brush strokes have soft onse
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -28,6 +27,7 @@ from beatsight_assets import midi
 from beatsight_assets.errors import InputError
 from beatsight_assets.events import Hits, Session
 from beatsight_assets.sources import AUDIO_SUFFIXES, Reading, Recording, Rejected, Source, candidate_files
+from beatsight_assets.sources.songs import name_key
 from beatsight_assets.store import contain, read_bytes
 from beatsight_assets.taxonomy import Taxonomy, Voice
 
@@ -113,7 +113,7 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
         f"{ANNOTATIONS}/subclass/MusicDelta_{t}_subclass.txt": t for t in _titles(candidates, f"{ANNOTATIONS}/subclass", "_subclass.txt")
     }
     for timeline, title in annotated.items():
-        key = _song_key(title)
+        key = name_key(title)
         texts = (timeline, f"{ANNOTATIONS}/class/MusicDelta_{title}_class.txt", f"{ANNOTATIONS}/beats/MusicDelta_{title}_MIX.beats")
         for audio, context in ((_drum_track(title), "drum_only"), (_full_mix(title), "full_mix")):
             if audio in candidates or context == "drum_only":
@@ -185,12 +185,6 @@ def _drum_track(title: str) -> str:
 
 def _full_mix(title: str) -> str:
     return f"{AUDIO}/full_mix/MusicDelta_{title}_MIX.wav"
-
-
-def _song_key(title: str) -> str:
-    """Key of a title that four datasets share (`spec/sources.md` section 0, rule 1): `80sRock` -> `80srock`."""
-    plain = unicodedata.normalize("NFKD", title.replace("&", "and")).casefold()
-    return re.sub(r"[^a-z0-9]", "", plain)
 
 
 def _read_rows(root: Path, relpath: str) -> tuple[list[tuple[int, str]], int]:
