@@ -65,6 +65,7 @@ class AudioClip:
     samples: NDArray[np.float32]
     rate_hz: int
     fold_loss_db: Decibels  # level of the loudest channel over that of the mean, 0 for mono, at most 200
+    info: AudioInfo  # of the file as it lies, before folding and resampling
 
 
 def probe(path: Path, *, silent_ok: bool = False) -> AudioInfo:
@@ -102,7 +103,7 @@ def read_mono(path: Path, rate_hz: int | None = None, *, silent_ok: bool = False
     if squares:
         *channels, mono = np.sum(squares, axis=0).tolist()
         fold_loss_db = min(-FLOOR_DB, 10 * math.log10(max(channels) / mono)) if mono else -FLOOR_DB if max(channels) else 0.0
-    return AudioClip(resample(samples, info.rate_hz, rate_hz or info.rate_hz), rate_hz or info.rate_hz, fold_loss_db)
+    return AudioClip(resample(samples, info.rate_hz, rate_hz or info.rate_hz), rate_hz or info.rate_hz, fold_loss_db, info)
 
 
 def resample(samples: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
