@@ -34,6 +34,7 @@ BUCKET_LIMITS = (("ghost", 0.25), ("light", 0.50), ("medium", 0.80), ("accent", 
 BUCKETS = ("ghost", "light", "medium", "accent", "unknown")
 SPLITS = ("train", "val", "test")
 MIX_CONTEXTS = ("full_mix", "drum_only", "close_mic", "overheads", "one_shot", "midi_only", "stem", "room", "unknown")
+HUMAN_STROKES = "snare_strokes"  # in `extras.annotation_history`: a person marked the flams, drags and rolls of the snare; none is inferred
 CLOSED_PEDAL = 90  # Roland TD-11: CC4 of a closed hat; 94.3 % of 35,142 closed hits of Groove have openness exactly 0 with it
 MAX_LINE_BYTES = 1_000_000
 

@@ -17,9 +17,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beatsight_assets.errors import ConfigError
+from beatsight_assets.events import HUMAN_STROKES
 from beatsight_assets.settings import TechniqueConfig, TechniquesFile
 
-VERSION = "1"
+VERSION = "2"
 SLACK = 1e-6  # on velocity, openness and ratio, so that values stored as f32 and f64 agree
 HALF_OPEN_FROM, HALF_OPEN_BELOW = 0.35, 0.8  # openness, 0 closed .. 1 open
 BARK_WINDOW_US = 200_000  # open to closed, inclusive
@@ -38,7 +39,8 @@ LABEL_TAGS = {
     "hihat_foot_splash": "hihat_foot_splash",
     "ride_bell": "ride_bell_accent",
 }
-DRUMS = (("snare", "rimshot"), ("tom_high",), ("tom_mid",), ("tom_low",))  # what counts as one drum for strokes
+SNARE = ("snare", "rimshot")
+DRUMS = (SNARE, ("tom_high",), ("tom_mid",), ("tom_low",))  # what counts as one drum for strokes
 LAYERED_FAMILIES = (("crash", "crash2"), ("china",), ("splash",))
 LABELS = (  # every label a rule asks for
     *("kick", "snare", "rimshot", "cross_stick", "hihat_closed", "hihat_open", "hihat_pedal", "hihat_foot_splash", "ride_bell"),
@@ -59,6 +61,7 @@ class Timeline:
     meter, tempo : as in the manifest, in event order
     hit_event : which event a hit belongs to, rising [shape=(n_hits,)]
     hits : the structs of `components`, in the order of `hit_event`
+    is_marked : a person marked the snare strokes of this session [shape=(n_events,)]
     """
 
     row: Index
@@ -68,6 +71,7 @@ class Timeline:
     tempo: pl.Series
     hit_event: Index
     hits: pl.Series
+    is_marked: NDArray[np.bool_]
 
     @classmethod
     def of(cls, events: pl.DataFrame) -> Timeline:
@@ -79,6 +83,7 @@ class Timeline:
             pl.col("meter"),
             pl.col("tempo_bpm"),
             pl.col("mix_context").eq("stem").fill_null(False).alias("stem"),
+            pl.col("extras").str.contains(f'"{HUMAN_STROKES}"', literal=True).fill_null(False).alias("marked"),
         ).with_row_index("row")
         keys = keys.filter(~pl.col("stem"))
         starts = _session_starts(keys)
@@ -95,7 +100,8 @@ class Timeline:
             order = np.argsort(hit_event, kind="stable")
             order = order[np.searchsorted(hit_event[order], 0) :]  # hits of stem rows have no event here
             hit_event, hits = hit_event[order], hits.rechunk().gather(order)
-        return cls(row, np.cumsum(starts) - 1, keys["onset_us"].to_numpy(), keys["meter"], keys["tempo_bpm"], hit_event, hits)
+        onset_us, marked = keys["onset_us"].to_numpy(), keys["marked"].to_numpy()
+        return cls(row, np.cumsum(starts) - 1, onset_us, keys["meter"], keys["tempo_bpm"], hit_event, hits, marked)
 
     @cached_property
     def label(self) -> NDArray[np.int16]:
@@ -180,6 +186,8 @@ def strokes(t: Timeline) -> Tags:
     """Rolls, then drags, then flams of each drum; a stroke is used once."""
     for drum in DRUMS:
         hit = np.flatnonzero(t.is_any(drum))
+        if drum == SNARE:
+            hit = hit[~t.is_marked[t.hit_event[hit]]]  # annotation beats inference
         event = t.hit_event[hit]
         first = np.flatnonzero(_changes(event))
         velocity = np.fmax.reduceat(t.velocity[hit], first) if first.size else t.velocity[hit]  # the louder of two hits in one event

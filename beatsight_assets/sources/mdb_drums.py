@@ -16,7 +16,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from beatsight_assets import midi
 from beatsight_assets.errors import InputError
 from beatsight_assets.events import Hits, Session
 from beatsight_assets.sources import AUDIO_SUFFIXES, Reading, Recording, Rejected, Source, candidate_files
+from beatsight_assets.sources.onsets import MAX_TEXT_BYTES, Rows, find_damage, match_onsets, read_rows, to_hits
 from beatsight_assets.sources.songs import name_key
-from beatsight_assets.store import contain, read_bytes
+from beatsight_assets.store import read_bytes
 from beatsight_assets.taxonomy import Taxonomy, Voice
 
 SOURCE = Source(
@@ -102,8 +102,6 @@ PP_NOTE_MAP = "general_midi"
 PP_WINDOW_US = 30_000  # onsets of the two annotations belong together within 30 ms
 PP_MIN_SHARE = 0.5  # with fewer onsets matched the two are on different time lines (Disco: 6 %, the other twelve 82 % or more)
 ANNOTATIONS, AUDIO = "MDB Drums/annotations", "MDB Drums/audio"
-MAX_TEXT_BYTES = 16 * 1024 * 1024  # the longest annotation has 0.02 MB
-DAY_US = 86_400_000_000
 
 
 def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected]:
@@ -114,7 +112,12 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
     }
     for timeline, title in annotated.items():
         key = name_key(title)
-        texts = (timeline, f"{ANNOTATIONS}/class/MusicDelta_{title}_class.txt", f"{ANNOTATIONS}/beats/MusicDelta_{title}_MIX.beats")
+        texts = [timeline]
+        for name in (_class_file(title), _beats_file(title)):
+            damage = find_damage(root, name) if name in candidates else None
+            if damage:
+                yield damage  # the onsets stay: they need neither bars nor a cross-check
+            texts += [name] if name in candidates and not damage else []
         for audio, context in ((_drum_track(title), "drum_only"), (_full_mix(title), "full_mix")):
             if audio in candidates or context == "drum_only":
                 session = Session(
@@ -138,23 +141,15 @@ def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[
     """Onsets of one take from its subclass file, bars and beats from its beats file, cross-checked where a second annotation exists."""
     title = str(recording.facts["title"])
     try:
-        rows, n_bad = _read_rows(root, recording.timeline)
-        beats = _read_beats(root, f"{ANNOTATIONS}/beats/MusicDelta_{title}_MIX.beats")
-        classes = f"{ANNOTATIONS}/class/MusicDelta_{title}_class.txt"
-        n_disagree = _count_class_disagreements(rows, _read_rows(root, classes)[0]) if classes in recording.files else 0
+        rows, n_bad = read_rows(root, recording.timeline)
+        beats = _read_beats(root, _beats_file(title)) if _beats_file(title) in recording.files else []
+        classes = _class_file(title)
+        n_disagree = _count_class_disagreements(rows, read_rows(root, classes)[0]) if classes in recording.files else 0
     except InputError as error:
         return Rejected(recording.timeline, "read", error.code, error.message)
-    voices = tuple(dict.fromkeys(LABELS.get(label, Voice(label)) for _, label in rows))
-    onset_us = np.array([us for us, _ in rows], dtype=np.int64)
-    bar, beat = _bars_and_beats(onset_us, beats)
-    hits = Hits(
-        voices=voices,
-        onset_us=onset_us,
-        voice=np.array([voices.index(LABELS.get(label, Voice(label))) for _, label in rows], dtype=np.int64),
-        velocity=np.full(len(rows), np.nan, dtype=np.float32),
-        bar=bar,
-        beat=beat,
-    )
+    hits, n_unknown = to_hits(rows, LABELS, taxonomy)
+    bar, beat = _bars_and_beats(hits.onset_us, beats)
+    hits = replace(hits, bar=bar, beat=beat)
     facts: dict[str, Any] = {"beats": len(beats), "mdb_pp": "absent"}
     second = root.parent / "mdb_drums_pp/annotations/midi" / f"MusicDelta_{PP_NAMES.get(title, title)}_Drum.mid"
     if second.is_file():
@@ -164,7 +159,7 @@ def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[
         facts["mdb_pp"] = "compared" if is_aligned else "other time line"
         if is_aligned and options.get("velocity_from") == "mdb_pp":
             hits = replace(hits, velocity=velocity)
-    issues = {"bad_time": n_bad, "unknown_label": sum(label not in LABELS for _, label in rows), "annotation_disagreement": n_disagree}
+    issues = {"bad_time": n_bad, "unknown_label": n_unknown, "annotation_disagreement": n_disagree}
     expressed = {voice.label for voice in LABELS.values()}
     coverage = tuple(label for label in taxonomy.labels if label in expressed)
     return Reading(recording.session, hits, coverage, None, facts, {k: v for k, v in issues.items() if v})
@@ -179,6 +174,14 @@ def _titles(candidates: set[str], folder: str, suffix: str) -> list[str]:
     return sorted(title for title in found if "/" not in title)
 
 
+def _class_file(title: str) -> str:
+    return f"{ANNOTATIONS}/class/MusicDelta_{title}_class.txt"
+
+
+def _beats_file(title: str) -> str:
+    return f"{ANNOTATIONS}/beats/MusicDelta_{title}_MIX.beats"
+
+
 def _drum_track(title: str) -> str:
     return f"{AUDIO}/drum_only/MusicDelta_{title}_Drum.wav"
 
@@ -187,33 +190,9 @@ def _full_mix(title: str) -> str:
     return f"{AUDIO}/full_mix/MusicDelta_{title}_MIX.wav"
 
 
-def _read_rows(root: Path, relpath: str) -> tuple[list[tuple[int, str]], int]:
-    """((microsecond, word) of each good line sorted by time, number of other lines).
-
-    Raises
-    ------
-    InputError `bad-encoding` : not UTF-8; and those of `store.read_bytes`
-    """
-    try:
-        text = read_bytes(contain(root, relpath), max_bytes=MAX_TEXT_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"byte {error.start} of {relpath} is not UTF-8", code="bad-encoding") from error
-    rows, n_bad = [], 0
-    for fields in filter(None, map(str.split, text.splitlines())):
-        is_row = len(fields) == 2 and re.fullmatch(r"\d{1,6}(\.\d{1,12})?", fields[0], re.ASCII)
-        us = int((Decimal(fields[0]) * 1_000_000).to_integral_value(ROUND_HALF_UP)) if is_row else DAY_US
-        if us < DAY_US:
-            rows.append((us, fields[1]))
-        else:
-            n_bad += 1
-    return sorted(rows, key=lambda row: row[0]), n_bad
-
-
 def _read_beats(root: Path, relpath: str) -> list[tuple[int, int]]:
-    """(microsecond, position in the bar from 1) of each beat; no file, no beats."""
-    if not contain(root, relpath).is_file():
-        return []
-    return [(us, int(word)) for us, word in _read_rows(root, relpath)[0] if re.fullmatch(r"[1-9]\d?", word, re.ASCII)]
+    """(microsecond, position in the bar from 1) of each beat."""
+    return [(us, int(word)) for us, word in read_rows(root, relpath)[0] if re.fullmatch(r"[1-9]\d?", word, re.ASCII)]
 
 
 def _bars_and_beats(onset_us: NDArray[np.int64], beats: list[tuple[int, int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -225,7 +204,7 @@ def _bars_and_beats(onset_us: NDArray[np.int64], beats: list[tuple[int, int]]) -
     return bar, np.concatenate(([-1], position - 1)).astype(np.int32)[last]
 
 
-def _count_class_disagreements(rows: list[tuple[int, str]], classes: list[tuple[int, str]]) -> int:
+def _count_class_disagreements(rows: Rows, classes: Rows) -> int:
     """Onsets that only one of the two files has; unknown subclass labels are counted elsewhere."""
     ours = Counter((us, CLASS_OF[label]) for us, label in rows if label in CLASS_OF)
     theirs = Counter(classes)
@@ -242,12 +221,8 @@ def _compare_with_midi(hits: Hits, path: Path, taxonomy: Taxonomy) -> tuple[NDAr
     for family in sorted({f for f in family_of_hit if f}):
         ours = [i for i, f in enumerate(family_of_hit) if f == family]
         theirs = [i for i, f in enumerate(family_of_note) if f == family]
-        a = b = 0
-        while a < len(ours) and b < len(theirs):
-            distance_us = int(notes.onset_us[theirs[b]]) - int(hits.onset_us[ours[a]])
-            if abs(distance_us) <= PP_WINDOW_US:
-                velocity[ours[a]] = notes.velocity[theirs[b]] / 127
-            a += distance_us >= -PP_WINDOW_US
-            b += distance_us <= PP_WINDOW_US
+        ours_us, theirs_us = hits.onset_us[ours].tolist(), notes.onset_us[theirs].tolist()
+        for a, b in match_onsets(ours_us, theirs_us, PP_WINDOW_US):
+            velocity[ours[a]] = notes.velocity[theirs[b]] / 127
     n_matched = int(np.isfinite(velocity).sum())
     return velocity, len(hits) + len(family_of_note) - 2 * n_matched
