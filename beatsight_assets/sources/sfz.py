@@ -198,6 +198,6 @@ def _sample_path(relpath: str, sample: str, where: str) -> str:
     """Path below the kit's folder of a sample that an SFZ file names from its own folder; `..` may climb no higher than the kit."""
     path = sample.replace("\\", "/")
     full = posixpath.normpath(posixpath.join(posixpath.dirname(relpath), path))
-    if path.startswith(("/", "~")) or not is_plain_path(full):
+    if path.startswith(("/", "~")) or path[1:2] == ":" or not is_plain_path(full):
         raise InputError(f"sample {printable(sample)[:120]!r} does not lie below the kit's folder", code="path-escape", where=where)
     return full
