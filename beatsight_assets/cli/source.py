@@ -42,14 +42,14 @@ def list_command(session: Session) -> int:
 @command("scan", help="Recordings and files of one dataset, without writing anything.")
 @click.argument("name")
 def scan_command(session: Session, name: str) -> int:
-    from beatsight_assets.sources import Recording, Rejected, candidate_files, find_root, source_module
+    from beatsight_assets.sources import Recording, Rejected, candidate_files, find_root, module_options, source_module
 
     source_set, config = session.settings.dataset(name)
     root = find_root(session.settings, source_set)
     if root is None:
         raise ConfigError(f"{source_set} has no raw folder at {session.settings.raw_roots(source_set)[0]}", code="missing-root")
     module = source_module(config.module)
-    found = list(module.scan(root, config.options))
+    found = list(module.scan(root, module_options(session.settings, source_set)))
     recordings = [f for f in found if isinstance(f, Recording)]
     refused = [f for f in found if isinstance(f, Rejected)]
     files, escaped = candidate_files(root, module.SOURCE.suffixes)

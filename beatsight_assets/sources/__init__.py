@@ -67,6 +67,7 @@ class Source:
     official_split: str = ""
     chain: tuple[str, ...] = ("midi_import",)
     options: tuple[str, ...] = ()  # keys of `options` in configs/datasets.yaml that the module knows
+    configs: tuple[str, ...] = ()  # further config files it reads, by name: `options["configs"][name]` is the path, a change is seen
     companions: tuple[str, ...] = ()  # folders beside the root that are read too; a change there is a change of this dataset
     many_roots: bool = False  # every configured root holds a part of the dataset; else the first that exists is the dataset
 
@@ -188,6 +189,21 @@ def listing_digest(root: Path) -> str:
     return blake2b("\n".join(sorted(lines)).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
+def module_options(settings: Settings, source_set: str) -> dict[str, Any]:
+    """What `scan` and `read` get as options: those of configs/datasets.yaml, and where the config files lie that the module asks for.
+
+    Raises
+    ------
+    ConfigError `unknown-choice` : an option that the module does not know
+    """
+    config = settings.datasets[source_set]
+    source = source_module(config.module).SOURCE
+    for key in config.options:
+        if key not in source.options:
+            raise ConfigError.unknown_choice("option", key, source.options, where=f"configs/datasets.yaml: {source_set}")
+    return config.options | ({"configs": {name: str(settings.config_path(name)) for name in source.configs}} if source.configs else {})
+
+
 def find_root(settings: Settings, source_set: str) -> Path | None:
     """First existing raw root of a dataset."""
     return next((r for r in settings.raw_roots(source_set) if r.is_dir()), None)
@@ -211,13 +227,12 @@ def ingest(settings: Settings, name: str, *, limit: int | None = None, progress:
         )
     taxonomy = Taxonomy.load(settings)
     module = source_module(config.module)
-    for key in config.options:
-        if key not in module.SOURCE.options:
-            raise ConfigError.unknown_choice("option", key, module.SOURCE.options, where=f"configs/datasets.yaml: {source_set}")
+    read_options = module_options(settings, source_set)
     options = {
         "listing": [listing_digest(r) for r in (root, *(root.parent / c for c in module.SOURCE.companions)) if r.is_dir()],
         "module": config.module,
         "options": config.options,
+        "configs": {name: store.hash_file(Path(path)) for name, path in read_options.get("configs", {}).items()},
         "taxonomy": taxonomy.digest,
         "limit": limit,
         "max_reject_rate": config.max_reject_rate,
@@ -229,18 +244,26 @@ def ingest(settings: Settings, name: str, *, limit: int | None = None, progress:
         version=VERSION,
         options=options,
         parents=(),
-        work=lambda: _ingest(settings, source_set, root, taxonomy, limit, progress),
+        work=lambda: _ingest(settings, source_set, root, taxonomy, read_options, limit, progress),
     )
 
 
-def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy, limit: int | None, progress: Progress) -> Outcome:
+def _ingest(
+    settings: Settings,
+    source_set: str,
+    root: Path,
+    taxonomy: Taxonomy,
+    options: Mapping[str, Any],
+    limit: int | None,
+    progress: Progress,
+) -> Outcome:
     config = settings.datasets[source_set]
     module = source_module(config.module)
     candidates, refused = candidate_files(root, module.SOURCE.suffixes)
     rejected: list[Rejected] = list(refused)
     recordings: list[Recording] = []
     skipped: dict[str, str] = {}
-    for found in module.scan(root, config.options):
+    for found in module.scan(root, options):
         if isinstance(found, Rejected):
             rejected.append(found)
         elif isinstance(found, Skipped):
@@ -264,7 +287,7 @@ def _ingest(settings: Settings, source_set: str, root: Path, taxonomy: Taxonomy,
             batch.clear()
 
     chunks = [recordings[i : i + CHUNK_RECORDINGS] for i in range(0, len(recordings), CHUNK_RECORDINGS)]
-    jobs = [(config.module, root, chunk, settings.config_path("taxonomy"), config.options) for chunk in chunks]
+    jobs = [(config.module, root, chunk, settings.config_path("taxonomy"), options) for chunk in chunks]
     with workers.executor(settings.executor, settings.n_workers) as pool:
         for results in workers.ordered_map(pool, _read_chunk, jobs, n_workers=settings.n_workers):
             for result in results:
