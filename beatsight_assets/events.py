@@ -602,58 +602,91 @@ def _upgraded_component(component: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Violation:
-    """A row that breaks a rule of the schema."""
+    """A value that breaks a rule of the schema. `row` counts from 1; `field` of a hit is `components[i].name`."""
 
     rule: str
     event_id: str
+    row: int
+    field: str
     value: str
 
 
 def find_violations(frame: pl.DataFrame, taxonomy: Taxonomy, *, limit: int = 20) -> tuple[dict[str, int], list[Violation]]:
-    """Broken rules of `spec/events.md` section 11: counts per rule, and the first `limit` rows.
+    """Broken rules of `spec/events.md` section 11: counts per rule, and the first `limit` of them in row order.
 
     Labels outside the taxonomy are not violations (they are counted, see `label_counts`).
     """
-    row = frame.with_row_index("row")
-    hits = row.select("row", "event_id", "components").explode("components", empty_as_null=False, keep_nulls=False).unnest("components")
+    row = frame.with_row_index("row", offset=1)
+    hits = row.select("row", "event_id", "components", i=pl.int_ranges(pl.col("components").list.len()))
+    hits = hits.explode("components", "i", empty_as_null=False, keep_nulls=False).unnest("components")
     empty = pl.col("components").list.len() == 0
     velocity, openness = pl.col("velocity"), pl.col("openness")
     fits = pl.coalesce(
         pl.when(velocity.is_null()).then(pl.col("dynamic_bucket").is_in(["unknown", "ghost"])),
         *(pl.when(velocity.cast(pl.Float64) <= top + LIMIT_SLACK).then(pl.col("dynamic_bucket") == name) for name, top in BUCKET_LIMITS),
     )
+    # rule: (field shown, what breaks it)
     event_rules = {
-        "event_ids_unique": pl.col("event_id").is_duplicated(),
-        "required_fields": pl.any_horizontal([pl.col(c).is_null() for c in REQUIRED]),
-        "onset_range": ~pl.col("onset_time").is_between(0.0, DAY_S, closed="left"),
-        "onset_whole_microseconds": ((pl.col("onset_time") * 1e6).round() / 1e6 - pl.col("onset_time")).abs() > 1e-9,
-        "offset_after_onset": pl.col("offset_time") <= pl.col("onset_time"),
-        "negative_is_empty": empty != pl.col("negative_example"),
-        "techniques_sorted": pl.col("techniques") != pl.col("techniques").list.unique().list.sort(),
-        "mix_context": ~pl.col("mix_context").is_in(MIX_CONTEXTS),
-        "split_hint": ~pl.col("split_hint").is_in(SPLITS),
-        "metadata_ref": pl.col("metadata_ref") != pl.lit("provenance:") + pl.col("session_id"),
+        "event_ids_unique": ("event_id", pl.col("event_id").is_duplicated()),
+        "required_fields": ("", pl.any_horizontal([pl.col(c).is_null() for c in REQUIRED])),
+        "onset_range": ("onset_time", ~pl.col("onset_time").is_between(0.0, DAY_S, closed="left")),
+        "onset_whole_microseconds": (
+            "onset_time",
+            ((pl.col("onset_time") * 1e6).round() / 1e6 - pl.col("onset_time")).abs() > 1e-9,
+        ),
+        "offset_after_onset": ("offset_time", pl.col("offset_time") <= pl.col("onset_time")),
+        "negative_is_empty": ("negative_example", empty != pl.col("negative_example")),
+        "techniques_sorted": ("techniques", pl.col("techniques") != pl.col("techniques").list.unique().list.sort()),
+        "mix_context": ("mix_context", ~pl.col("mix_context").is_in(MIX_CONTEXTS)),
+        "split_hint": ("split_hint", ~pl.col("split_hint").is_in(SPLITS)),
+        "metadata_ref": ("metadata_ref", pl.col("metadata_ref") != pl.lit("provenance:") + pl.col("session_id")),
     }
     hit_rules = {
-        "velocity_range": ~velocity.is_between(0.0, 1.0),
-        "openness_range": ~openness.is_between(0.0, 1.0),
-        "openness_on_hats": openness.is_not_null() & ~pl.col("label").is_in(HIHATS_WITH_OPENNESS),
-        "dynamic_bucket": ~pl.col("dynamic_bucket").is_in(BUCKETS) | ~fits,
-        "strike_position": ~pl.col("strike_position").is_in(STRIKES),
+        "velocity_range": ("velocity", ~velocity.is_between(0.0, 1.0)),
+        "openness_range": ("openness", ~openness.is_between(0.0, 1.0)),
+        "openness_on_hats": ("openness", openness.is_not_null() & ~pl.col("label").is_in(HIHATS_WITH_OPENNESS)),
+        "dynamic_bucket": ("dynamic_bucket", ~pl.col("dynamic_bucket").is_in(BUCKETS) | ~fits),
+        "strike_position": ("strike_position", ~pl.col("strike_position").is_in(STRIKES)),
     }
     counts: dict[str, int] = {}
     violations: list[Violation] = []
     for table, rules in ((row, event_rules), (hits, hit_rules)):
-        for rule, broken in rules.items():
-            bad = table.filter(broken.fill_null(False)).select("event_id")
+        for rule, (column, broken) in rules.items():
+            bad = table.filter(broken.fill_null(False))
             counts[rule] = bad.height
-            violations += [Violation(rule, str(e), rule) for e in bad["event_id"].head(limit)]
-    return counts, violations[:limit]
+            for found in bad.head(limit).iter_rows(named=True):
+                name = column or next(c for c in REQUIRED if found[c] is None)
+                place = f"components[{found['i']}].{name}" if "i" in found else name
+                violations.append(Violation(rule, str(found["event_id"]), found["row"], place, json.dumps(found[name], default=str)))
+    order = list(counts)
+    return counts, sorted(violations, key=lambda v: (v.row, order.index(v.rule)))[:limit]
+
+
+def find_wrong_ids(frame: pl.DataFrame, sources: Sequence[str]) -> pl.Series:
+    """Rows (from 0) of these datasets whose event id is not the one that session and onset give."""
+    rows = frame.select("source_set", "session_id", "event_id", onset_us=(pl.col("onset_time") * 1e6).round().cast(pl.Int64, strict=False))
+    wrong = [pl.Series("row", [], dtype=pl.UInt32)]
+    for source_set in sources:
+        own = rows.with_row_index("row").filter(pl.col("source_set") == source_set).drop_nulls()
+        names = own["session_id"].unique(maintain_order=True)
+        session = own["session_id"].cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
+        due = _event_ids(source_set, names.to_list(), session, own["onset_us"].to_numpy())
+        wrong.append(own.filter(own["event_id"] != due)["row"])
+    return pl.concat(wrong).sort()
 
 
 def hits_of(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """One row per hit: the named event columns and the component's fields. Negative rows vanish."""
     return frame.select(*columns, "components").explode("components", empty_as_null=False, keep_nulls=False).unnest("components")
+
+
+def with_hits(frame: pl.DataFrame, hits: pl.Series) -> pl.DataFrame:
+    """Events with other component structs: as many as `frame["components"]` holds, in the same order."""
+    n_hits = frame["components"].list.len().to_numpy()
+    event = np.repeat(np.arange(frame.height), n_hits)
+    lists = pl.DataFrame({"event": event, "hit": hits}).group_by("event", maintain_order=True).agg("hit")["hit"]
+    pool = pl.concat([pl.Series("hit", [[]], dtype=pl.List(COMPONENT_STRUCT)), lists.cast(pl.List(COMPONENT_STRUCT))]).rechunk()
+    return frame.with_columns(pool.gather(np.where(n_hits > 0, np.cumsum(n_hits > 0), 0)).alias("components"))
 
 
 def label_counts(frame: pl.DataFrame) -> dict[str, int]:

@@ -22,10 +22,15 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "groove": "Render Groove MIDI takes with several synthesised kits into raw/groove_rendered.",
         "demo": "Write the demo dataset into raw/beatsight_demo."}),
     "events": ("The manifest of events.", {
-        "validate": "Check a manifest against the schema.",
-        "merge": "Merge the events of all enabled datasets.",
+        "validate": "Check a manifest against the schema and name the first rows that break it.",
+        "merge": "Merge the events of all enabled datasets, or of named files.",
+        "alias": "Canonical labels; hits that thereby are the same hit twice become one.",
+        "openness": "Hi-hat openness from raw controller values by a device's curve.",
         "annotate": "Canonical labels, openness and techniques.",
+        "hihat": "Open hi-hats and how many of them are choked.",
         "split": "Assign every group to train, val or test.",
+        "compare": "What changed between two manifests.",
+        "metrics": "Counts and statistics of a manifest.",
         "export": "Write a manifest as CSV or JSONL."}),
     "health": ("Dataset health.", {
         "report": "Judge the annotated manifest and write JSON and HTML.",

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from beatsight_assets import clock, store
-from beatsight_assets.errors import InputError
+from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 from beatsight_assets.settings import EXECUTORS, PROFILES, Settings, load_settings
 from beatsight_assets.stages import Progress, Report
 from beatsight_assets.verdict import shown
 
+if TYPE_CHECKING:
+    import polars as pl
+
+MANIFEST_SUFFIXES = (".parquet", ".jsonl")
 PROGRESS_EVERY_S = 1.0
 
 
@@ -151,3 +155,43 @@ def manifest_path(settings: Settings, name: str) -> Path:
     if not path.is_file():
         raise InputError(f"{name} does not exist. Run the step that writes it first", code="missing-input", where=str(path))
     return path
+
+
+def read_manifest(session: Session, name: str) -> tuple[Path, pl.DataFrame]:
+    """A manifest by name or path (`manifest_path`), and its events.
+
+    Raises
+    ------
+    InputError `missing-input`, `bad-manifest`, `bad-time`
+    NothingToDo `nothing-to-do` : it holds no event
+    """
+    from beatsight_assets.events import read_events
+
+    path = manifest_path(session.settings, name)
+    frame = read_events(path)
+    if frame.height == 0:
+        raise NothingToDo(f"{name} holds no event; nothing was written", code="nothing-to-do")
+    return path, frame
+
+
+def manifest_target(session: Session, output: Path) -> Path:
+    """Where a manifest that the user asks for is written; ask before any work is done.
+
+    Raises
+    ------
+    ConfigError `unknown-choice` : neither .parquet nor .jsonl; `would-overwrite`
+    """
+    if output.suffix not in MANIFEST_SUFFIXES:
+        raise ConfigError.unknown_choice("suffix", output.suffix, MANIFEST_SUFFIXES, where=str(output))
+    return session.settings.user_output(output)
+
+
+def write_manifest(session: Session, target: Path, frame: pl.DataFrame) -> store.Receipt:
+    """Publish events as Parquet or JSONL by the suffix of `manifest_target`; replaced whole, also when it was the input."""
+    from beatsight_assets import events
+    from beatsight_assets.taxonomy import Taxonomy
+
+    keep = store.Store(target.parent, remember=False)
+    if target.suffix == ".jsonl":
+        return keep.publish(target, events.to_jsonl(frame))
+    return keep.publish_frame(target, frame, metadata=events.parquet_metadata(Taxonomy.load(session.settings)))

@@ -3,55 +3,262 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from beatsight_assets.cli.common import Session, command, emit, finish, manifest_path
-from beatsight_assets.errors import ConfigError, NothingToDo
+from beatsight_assets.cli.common import Session, command, emit, finish, manifest_path, manifest_target, read_manifest, write_manifest
+from beatsight_assets.errors import ConfigError, InputError, NothingToDo
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from beatsight_assets.taxonomy import Taxonomy
+
+FILE = click.Path(path_type=Path)
+OUTPUT_HELP = "File to write (.parquet or .jsonl), replaced whole; it may be an input."
+
+
+def _taxonomy(session: Session, path: Path | None) -> Taxonomy:
+    from beatsight_assets.taxonomy import Taxonomy
+
+    if path is None:
+        return Taxonomy.load(session.settings)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist", code="missing-input", where="--taxonomy")
+    return Taxonomy.at(path)
+
+
+def _written(session: Session, target: Path | None, frame: pl.DataFrame, report: dict[str, Any]) -> dict[str, Any]:
+    """The report with what was written; None: a dry run."""
+    if target is None:
+        return report | {"dry_run": True}
+    receipt = write_manifest(session, target, frame)
+    return report | {"output": {"path": str(target), "sha256": receipt.sha256, "rows": frame.height}}
+
+
+def _where(target: Path | None) -> str:
+    return "nothing was written (dry run)" if target is None else f"-> {target}"
 
 
 @command("validate", help="Check a manifest (a name, or a .parquet or .jsonl file) against the schema.")
 @click.argument("manifest")
-def validate_command(session: Session, manifest: str) -> int:
+@click.option("--techniques", "techniques_file", type=FILE, help="Technique catalogue (YAML, JSON, text) instead of the configured one.")
+def validate_command(session: Session, manifest: str, techniques_file: Path | None) -> int:
     from beatsight_assets import events
+    from beatsight_assets.manifest import techniques
     from beatsight_assets.taxonomy import Taxonomy
 
-    frame = events.read_events(manifest_path(session.settings, manifest))
-    if frame.height == 0:
-        raise NothingToDo(f"{manifest} holds no event", code="nothing-to-do")
+    names = techniques.read_names(techniques_file or session.settings.config_path("techniques"))
+    _, frame = read_manifest(session, manifest)
     taxonomy = Taxonomy.load(session.settings)
     counts, violations = events.find_violations(frame, taxonomy)
+    wrong_ids = events.find_wrong_ids(frame, list(session.settings.datasets))
+    counts["event_id_recomputes"] = wrong_ids.len()
+    for row in wrong_ids.head(20 - len(violations)).to_list():
+        found = str(frame["event_id"][row])
+        violations.append(events.Violation("event_id_recomputes", found, row + 1, "event_id", f'"{found}"'))
     unknown = events.unknown_labels(frame, taxonomy)
+    strangers = techniques.count_strangers(frame, names)
+    counts["techniques_known"] = sum(strangers.values())
     broken = {rule: n for rule, n in counts.items() if n}
     lines = [
         f"{manifest}: {frame.height:,} events, {sum(broken.values()):,} broken rules, {sum(unknown.values()):,} hits with unknown labels"
     ]
-    lines += [f"  {rule}: {n:,}" for rule, n in broken.items()] + [f"    {v.rule} at {v.event_id}" for v in violations]
+    lines += [f"  {rule}: {n:,}" for rule, n in broken.items()]
+    lines += [f"    row {v.row}: {v.field} is {v.value[:80]} ({v.rule})" for v in violations]
+    lines += [f"  unknown label {label}: {n:,} hits" for label, n in unknown.items()]
+    lines += [f"  technique {name}: {n:,} events; not in the catalogue" for name, n in strangers.items()]
     payload = {
         "events": frame.height,
         "broken": broken,
         "unknown_labels": unknown,
-        "examples": [{"rule": v.rule, "event_id": v.event_id} for v in violations],
+        "unknown_techniques": strangers,
+        "problems": [vars(v) for v in violations],
     }
     emit(session, payload, "\n".join(lines))
     return 1 if broken or unknown else 0
 
 
-@command("merge", help="Merge the events of all enabled datasets into manifest/merged.parquet.")
+@command(
+    "merge", help="Merge the events of all enabled datasets into manifest/merged.parquet, or the files named by --input into --output."
+)
 @click.option("--sources", help="Only these datasets, separated by commas.")
-def merge_command(session: Session, sources: str | None) -> int:
-    from beatsight_assets.manifest.merge import MergeOptions, run
+@click.option("--input", "inputs", multiple=True, help="A manifest (name or file); repeat it for each.")
+@click.option("--output", type=FILE, help=OUTPUT_HELP)
+@click.option("--validate", is_flag=True, help="Check the merged rows against the schema first; nothing is published when one breaks it.")
+def merge_command(session: Session, sources: str | None, inputs: tuple[str, ...], output: Path | None, validate: bool) -> int:
+    if not inputs:
+        if output or validate:
+            raise ConfigError("--output and --validate go with --input FILE", code="bad-option")
+        from beatsight_assets.manifest.merge import MergeOptions, run
 
-    names = tuple(session.settings.dataset(n.strip())[0] for n in sources.split(",")) if sources else None
-    return finish(session, run(session.settings, MergeOptions(names), progress=session.progress))
+        names = tuple(session.settings.dataset(n.strip())[0] for n in sources.split(",")) if sources else None
+        return finish(session, run(session.settings, MergeOptions(names), progress=session.progress))
+    if output is None or sources:
+        raise ConfigError("files are merged with --input FILE .. --output FILE, without --sources", code="bad-option")
+    return _merge_files(session, inputs, manifest_target(session, output), validate)
 
 
-@command("annotate", help="Canonical labels, openness and techniques: manifest/annotated.parquet.")
+def _merge_files(session: Session, inputs: tuple[str, ...], target: Path, validate: bool) -> int:
+    from beatsight_assets import events
+    from beatsight_assets.manifest.merge import conflict_message, merge_files
+    from beatsight_assets.store import hash_file
+    from beatsight_assets.taxonomy import Taxonomy
+
+    paths = [manifest_path(session.settings, name) for name in inputs]
+    result, tables = merge_files(paths)
+    read = [{"path": str(p), "sha256": hash_file(p), "rows": n} for p, n in zip(paths, tables, strict=True)]
+    report = {
+        "inputs": read,
+        "rows": result.frame.height,
+        "collapsed": result.n_collapsed,
+        "conflicts": [vars(c) for c in result.conflicts],
+    }
+    if result.conflicts:
+        emit(session, report, f"id-conflict: {conflict_message(result.conflicts)}")
+        return 1
+    if validate:
+        counts, violations = events.find_violations(result.frame, Taxonomy.load(session.settings))
+        if broken := {rule: n for rule, n in counts.items() if n}:
+            lines = [f"{sum(broken.values()):,} broken rules; nothing was published"]
+            lines += [f"  row {v.row}: {v.field} is {v.value[:80]} ({v.rule})" for v in violations]
+            emit(session, report | {"broken": broken, "problems": [vars(v) for v in violations]}, "\n".join(lines))
+            return 1
+    report = _written(session, target, result.frame, report)
+    text = (
+        f"{len(paths)} files, {sum(tables):,} rows - {result.n_collapsed:,} equal ones = {result.frame.height:,} events\n{_where(target)}"
+    )
+    emit(session, report, text)
+    return 0
+
+
+@command(
+    "alias", help="Rename labels to their component; doubles within one event become one, the louder stays. A second run changes nothing."
+)
+@click.argument("manifest")
+@click.option("--output", required=True, type=FILE, help=OUTPUT_HELP)
+@click.option("--taxonomy", "taxonomy_file", type=FILE, help="Another taxonomy than the configured one.")
+@click.option("--max-unknown", type=click.IntRange(min=0), help="Exit 1 when more hits than this have an unknown label.")
+@click.option("--dry-run", is_flag=True, help="Count, write nothing.")
+def alias_command(session: Session, manifest: str, output: Path, taxonomy_file: Path | None, max_unknown: int | None, dry_run: bool) -> int:
+    from beatsight_assets.manifest.aliases import with_canonical_labels
+
+    target = manifest_target(session, output)
+    taxonomy = _taxonomy(session, taxonomy_file)
+    _, frame = read_manifest(session, manifest)
+    changed, found = with_canonical_labels(frame, taxonomy)
+    report = _written(session, None if dry_run else target, changed, found.to_json())
+    n_unknown = sum(found.unknown.values())
+    lines = [f"  {name} -> {to}: {n:,}" for name, where in found.relabelled.items() for to, n in where.items()]
+    lines += [f"  unknown {name}: {n:,}" for name, n in found.unknown.items()]
+    head = f"{sum(n for to in found.relabelled.values() for n in to.values()):,} hits renamed, {found.merged_duplicates:,} doubles merged, "
+    emit(session, report, "\n".join([f"{head}{n_unknown:,} unknown", *lines, _where(None if dry_run else target)]))
+    return 1 if max_unknown is not None and n_unknown > max_unknown else 0
+
+
+@command("openness", help="Openness of closed and open hats (1 = fully open) from `openness_raw` and the curve of the device.")
+@click.argument("manifest")
+@click.option("--output", type=FILE, help=OUTPUT_HELP)
+@click.option("--curves", "curves_file", type=FILE, help="Calibration file; each curve states raw_up_closes or raw_up_opens.")
+@click.option("--device", help="Vendor/model of every event, such as Roland/TD-11; without it each event says so itself.")
+@click.option("--dry-run", is_flag=True, help="Count, write nothing.")
+def openness_command(
+    session: Session, manifest: str, output: Path | None, curves_file: Path | None, device: str | None, dry_run: bool
+) -> int:
+    from beatsight_assets.manifest.openness import TD11_CURVE, measure_openness, read_curves, with_openness
+
+    if output is None and not dry_run:
+        raise ConfigError("give --output FILE or --dry-run", code="bad-option")
+    target = None if dry_run or output is None else manifest_target(session, output)
+    curves = {TD11_CURVE.device: TD11_CURVE} | (read_curves(curves_file) if curves_file else {})
+    _, frame = read_manifest(session, manifest)
+    changed, found = with_openness(frame, curves, device=device)
+    figures = measure_openness(changed)
+    report = _written(session, target, changed, found.to_json() | {"figures": vars(figures)})
+    lines = [f"{found.changed:,} of {found.n_hats:,} hats got another openness"]
+    lines += [f"  {curve}: {n:,} hits" for curve, n in found.by_curve.items()]
+    lines += [f"  untouched: {found.without_raw:,} without a raw value, {found.without_curve:,} without a curve"]
+    lines += [f"  median closed {_shown(figures.closed_median)}, open {_shown(figures.open_median)}", _where(target)]
+    emit(session, report, "\n".join(lines))
+    return 0
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+@command("annotate", help="Canonical labels, openness and techniques: of the merged table (manifest/annotated.parquet), or of MANIFEST.")
+@click.argument("manifest", required=False)
+@click.option("--output", type=FILE, help=OUTPUT_HELP)
+@click.option("--in-place", is_flag=True, help="Replace MANIFEST itself; rows of older tools are brought into today's shape.")
 @click.option("--recompute", is_flag=True, help="Remove inferred techniques first.")
-def annotate_command(session: Session, recompute: bool) -> int:
-    from beatsight_assets.manifest.annotate import AnnotateOptions, run
+@click.option("--dry-run", is_flag=True, help="Count, write nothing.")
+@click.option("--taxonomy", "taxonomy_file", type=FILE, help="Another taxonomy than the configured one.")
+@click.option("--techniques-file", type=FILE, help="Technique catalogue (YAML, JSON, text) instead of the configured one.")
+def annotate_command(
+    session: Session,
+    manifest: str | None,
+    output: Path | None,
+    in_place: bool,
+    recompute: bool,
+    dry_run: bool,
+    taxonomy_file: Path | None,
+    techniques_file: Path | None,
+) -> int:
+    from beatsight_assets.manifest import techniques
+    from beatsight_assets.manifest.annotate import AnnotateOptions, annotate_events, run
 
-    return finish(session, run(session.settings, AnnotateOptions(recompute), progress=session.progress))
+    if manifest is None:
+        if output or in_place or dry_run or taxonomy_file or techniques_file:
+            raise ConfigError("these options go with a MANIFEST; without one the merged table is annotated", code="bad-option")
+        return finish(session, run(session.settings, AnnotateOptions(recompute), progress=session.progress))
+    if in_place == (output is not None) and not dry_run:
+        raise ConfigError("give either --output FILE or --in-place", code="bad-option")
+    path = manifest_path(session.settings, manifest)
+    target = None if dry_run else manifest_target(session, path if output is None else output)
+    names = techniques.read_names(techniques_file or session.settings.config_path("techniques"))
+    taxonomy = _taxonomy(session, taxonomy_file)
+    _, frame = read_manifest(session, manifest)
+    found = annotate_events(frame, taxonomy, recompute=recompute)
+    if strangers := techniques.count_strangers(found.frame, names):
+        raise InputError(
+            f"{', '.join(strangers)} on {sum(strangers.values()):,} events; not in the catalogue. Correct the events, or add the technique",
+            code="unknown-technique",
+            where=str(techniques_file or "configs/techniques.yaml"),
+        )
+    counts = {name: {"events": n, "sessions": s} for name, n, s, _ in found.technique_counts.iter_rows()}
+    report = {"rows": found.frame.height, "techniques": counts, "aliases": found.aliases.to_json(), "openness": vars(found.openness)}
+    lines = [f"{found.frame.height:,} events, {int((found.frame['techniques'].list.len() > 0).sum()):,} with techniques"]
+    lines += [f"  {name:<24} {c['events']:>9,} events {c['sessions']:>7,} sessions" for name, c in counts.items()]
+    emit(session, _written(session, target, found.frame, report), "\n".join([*lines, _where(target)]))
+    return 0
+
+
+@command("hihat", help="Open hats that a closed or pedal hat follows within the window (inclusive): barks, per session.")
+@click.argument("manifests", nargs=-1, required=True)
+@click.option("--window", type=click.FloatRange(min=0.0, min_open=True, max=60.0), default=0.2, show_default=True, help="Seconds.")
+@click.option("--output", type=FILE, help="Also write the report there as JSON.")
+def hihat_command(session: Session, manifests: tuple[str, ...], window: float, output: Path | None) -> int:
+    from beatsight_assets.manifest.hihat import measure_hihats
+    from beatsight_assets.store import Store
+
+    target = session.settings.user_output(output) if output else None
+    found = []
+    for name in manifests:
+        path, frame = read_manifest(session, name)
+        found.append({"manifest": session.settings.store.rel(path)} | measure_hihats(frame, window_us=round(window * 1e6)))
+    report = found[0] if len(found) == 1 else {"manifests": found}
+    if target:
+        Store(target.parent, remember=False).publish_json(target, report)
+    lines = []
+    for row in found:
+        lines.append(
+            f"{row['manifest']}: {row['bark_candidates']:,} of {row['total_open_events']:,} open hats are closed within {window:g} s, {row['total_sessions']:,} sessions"
+        )
+        lines += [f"  {s['bark_candidates']:>7,} of {s['open_events']:>7,}  {s['session_id']}" for s in row["top_sessions"]]
+    emit(session, report, "\n".join(lines))
+    return 0
 
 
 @command("split", help="Assign every group to train, val or test: manifest/splits.parquet.")
@@ -71,9 +278,59 @@ def split_command(session: Session, seed: int, ratios: str) -> int:
     return finish(session, run(session.settings, SplitOptions(seed=seed, ratios=(train, val, test)), progress=session.progress))
 
 
+@command("compare", help="What changed from BASELINE to CANDIDATE: events, sessions, components, techniques.")
+@click.argument("baseline")
+@click.argument("candidate")
+@click.option("--json-output", type=FILE, help="Write the whole comparison there as JSON.")
+@click.option("--limit", type=click.IntRange(min=0), default=15, show_default=True, help="Lines per table on the screen.")
+@click.option("--fail-on-drop", type=click.IntRange(min=0), help="Exit 1 when a component or technique lost more than this.")
+def compare_command(session: Session, baseline: str, candidate: str, json_output: Path | None, limit: int, fail_on_drop: int | None) -> int:
+    from beatsight_assets.manifest.compare import compare, drops
+    from beatsight_assets.store import Store
+
+    target = session.settings.user_output(json_output) if json_output else None
+    (_, before), (_, after) = (read_manifest(session, name) for name in (baseline, candidate))
+    report = compare(before, after)
+    if target:
+        Store(target.parent, remember=False).publish_json(target, report)
+    delta = report["delta"]
+    lines = [f"{k.replace('_', ' ')}: {delta[k]['baseline']:,} -> {delta[k]['candidate']:,}" for k in ("total_events", "unique_sessions")]
+    for kind in ("components", "techniques", "sessions"):
+        rows = list(delta[kind].items())
+        lines += [f"{kind}: {len(rows):,} changed"] if rows else []
+        lines += [f"  {v['delta']:>+9,}  {name} ({v['baseline']:,} -> {v['candidate']:,})" for name, v in rows[:limit]]
+    lost = {} if fail_on_drop is None else drops(delta, fail_on_drop)
+    lines += [f"  FAIL  {name} lost {n:,}, limit {fail_on_drop:,}" for name, n in lost.items()]
+    emit(session, report | {"dropped": lost}, "\n".join(lines))
+    return 1 if lost else 0
+
+
+@command("metrics", help="Counts and statistics of a manifest: reports/metrics/<manifest>_snapshot.json.")
+@click.argument("manifest", default="annotated")
+@click.option("--output", type=FILE, help="Write the snapshot there instead.")
+def metrics_command(session: Session, manifest: str, output: Path | None) -> int:
+    import polars as pl
+
+    from beatsight_assets.manifest.compare import snapshot
+    from beatsight_assets.store import Store, hash_file
+
+    settings = session.settings
+    target = settings.user_output(output) if output else None
+    path, frame = read_manifest(session, manifest)
+    splits = settings.layout.splits
+    table = pl.read_parquet(splits) if path == settings.layout.annotated and splits.is_file() else None
+    report = {"manifest": settings.store.rel(path), "sha256": hash_file(path)} | snapshot(frame, table)
+    place = target or settings.layout.report("metrics", f"{path.stem}_snapshot.json")
+    Store(place.parent, remember=False).publish_json(place, report)
+    lines = [f"{manifest}: {report['num_events']:,} events, {report['num_sessions']:,} sessions, {report['num_groups']:,} groups"]
+    lines += [f"  {label:<20} {n:>9,}" for label, n in report["label_counts"].items()]
+    emit(session, report, "\n".join([*lines, f"-> {output or settings.store.rel(place)}"]))
+    return 0
+
+
 @command("export", help="Write a manifest as JSON lines (one event each) or CSV (one hit each).")
 @click.argument("manifest")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="File to write, replaced whole.")
+@click.option("--output", required=True, type=FILE, help="File to write, replaced whole.")
 @click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="By default from the suffix of --output.")
 def export_command(session: Session, manifest: str, output: Path, kind: str | None) -> int:
     from beatsight_assets import events

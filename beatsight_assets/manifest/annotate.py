@@ -11,7 +11,7 @@ from hashlib import sha256
 import polars as pl
 
 from beatsight_assets import store
-from beatsight_assets.errors import InputError, NothingToDo
+from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 from beatsight_assets.events import parquet_metadata, read_events
 from beatsight_assets.manifest import aliases, openness, techniques
 from beatsight_assets.settings import Settings
@@ -69,13 +69,18 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
     ------
     InputError `missing-input` : nothing was merged yet
     InputError `unknown-technique` : an event carries a tag that configs/techniques.yaml does not define
-    ConfigError `bad-config` : the catalogue is ambiguous or does not define what the rules find
+    ConfigError `bad-config` : the catalogue is ambiguous or does not define what the rules find; `unknown-choice` : a limit names a
+        technique that it does not define
     NothingToDo `no-events` : the merged table is empty
     """
     taxonomy = Taxonomy.load(settings)
     catalogue = techniques.catalogue(settings.techniques)
     health = settings.gates.health
     required = dict.fromkeys(health.get("required_techniques", []), 1) | dict(health.get("min_technique_counts", {}))
+    if unheard := sorted(set(required) - set(catalogue)):
+        raise ConfigError.unknown_choice(
+            "required technique", unheard[0], catalogue, where=f"configs/gates/{settings.profile}.yaml: health"
+        )
     max_unknown = int(health.get("max_unknown_labels", 0))
 
     def work() -> Outcome:

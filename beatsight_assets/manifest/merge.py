@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -88,6 +89,21 @@ def merge_frames(frames: Sequence[pl.DataFrame]) -> MergeResult:
     return MergeResult(frame.filter(pl.Series(keep)), int((~keep).sum()), conflicts)
 
 
+def merge_files(paths: Sequence[Path]) -> tuple[MergeResult, list[int]]:
+    """Union of manifests of any form (`merge_frames`) and the rows of each; every file is read before anything can be written.
+
+    Raises
+    ------
+    InputError `missing-input`, `bad-manifest`
+    NothingToDo `nothing-to-do` : zero rows in all of them
+    """
+    frames = [read_events(path) for path in paths]
+    result = merge_frames(frames)
+    if not result.frame.height:
+        raise NothingToDo("the inputs hold no event; nothing was written", code="nothing-to-do")
+    return result, [frame.height for frame in frames]
+
+
 def _is_sorted(frame: pl.DataFrame) -> bool:
     rises = pl.lit(True)
     for name in reversed(ORDER):
@@ -141,7 +157,7 @@ def run(settings: Settings, options: MergeOptions = MergeOptions(), *, progress:
         n_read = sum(f.height for f in frames)
         result = merge_frames(frames)
         if result.conflicts:
-            raise GateFailed(_conflict_message(result.conflicts), code="id-conflict")
+            raise GateFailed(conflict_message(result.conflicts), code="id-conflict")
         if not result.frame.height:
             raise NothingToDo("the event tables are empty. Look at quarantine/ for the reason", code="no-events")
         progress(f"writing {result.frame.height:,} events")
@@ -218,7 +234,8 @@ def _require_green(settings: Settings, sources: Sequence[str]) -> None:
         )
 
 
-def _conflict_message(conflicts: Sequence[Conflict]) -> str:
+def conflict_message(conflicts: Sequence[Conflict]) -> str:
+    """The first conflicts by place, and how many there are."""
     listed = "\n".join(
         f"  {c.source_set}/{c.session_id} at {c.onset_time:.6f} s ({c.event_id}, {c.n_rows} rows)" for c in conflicts[:SHOWN]
     )

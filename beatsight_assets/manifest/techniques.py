@@ -8,19 +8,25 @@ Everything works on flat arrays over hits. A plain Python loop with the same rul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from beatsight_assets.errors import ConfigError
+from beatsight_assets import safeyaml
+from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.events import HUMAN_STROKES
+from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import TechniqueConfig, TechniquesFile
+from beatsight_assets.store import read_bytes
 
 VERSION = "2"
+MAX_CATALOGUE_BYTES = 1 << 20  # as YAML: a catalogue is a page
 SLACK = 1e-6  # on velocity, openness and ratio, so that values stored as f32 and f64 agree
 HALF_OPEN_FROM, HALF_OPEN_BELOW = 0.35, 0.8  # openness, 0 closed .. 1 open
 BARK_WINDOW_US = 200_000  # open to closed, inclusive
@@ -167,8 +173,8 @@ def label_tags(t: Timeline) -> Tags:
     yield "hihat_half_open", t.hit_event[open_hit[half]]
 
 
-def barks(t: Timeline) -> Tags:
-    """Open hat, then the next hat event is closed or pedal and comes within the window.
+def find_barks(t: Timeline, window_us: int = BARK_WINDOW_US) -> tuple[Index, Index]:
+    """Open hats and the closings that choke them: the next hat event is closed or pedal and comes within the window, inclusive.
 
     A later closing never gets the same open hat (it is used, or it was already too far away), so only neighbours among
     the session's hat events can be a bark.
@@ -177,9 +183,14 @@ def barks(t: Timeline) -> Tags:
     opened[t.events_with(("hihat_open",))] = True
     hats = t.events_with(("hihat_open", "hihat_closed", "hihat_pedal"))
     first, second = hats[:-1], hats[1:]
-    near = (t.session[first] == t.session[second]) & (t.onset_us[second] - t.onset_us[first] <= BARK_WINDOW_US)
+    near = (t.session[first] == t.session[second]) & (t.onset_us[second] - t.onset_us[first] <= window_us)
     bark = near & opened[first] & ~opened[second]
-    yield "hihat_bark", np.concatenate([first[bark], second[bark]])
+    return first[bark], second[bark]
+
+
+def barks(t: Timeline) -> Tags:
+    """Both events of each bark."""
+    yield "hihat_bark", np.concatenate(find_barks(t))
 
 
 def strokes(t: Timeline) -> Tags:
@@ -276,6 +287,51 @@ def catalogue(file: TechniquesFile) -> Mapping[str, TechniqueConfig]:
             where="configs/techniques.yaml",
         )
     return {t.id: t for t in file.techniques}
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Technique ids of a catalogue file, in file order, each once: YAML, JSON (`{"techniques": [...]}` or a bare list, items text or
+    objects with `id`) or text (one name per line, `#` starts a comment, blanks and hyphens become `_`). A folder: its techniques.yaml,
+    else techniques.json, else techniques.txt.
+
+    Raises
+    ------
+    ConfigError `missing-catalogue` : no such file, or nothing in it; `bad-config` : an item without a usable id
+    """
+    files = [path / f"techniques.{suffix}" for suffix in ("yaml", "json", "txt")] if path.is_dir() else [path]
+    found = next((f for f in files if f.is_file()), None)
+    where = path.name
+    if found is None:
+        raise ConfigError("there is no technique catalogue. Give a YAML, JSON or text file", code="missing-catalogue", where=where)
+    if found.suffix in (".yaml", ".yml", ".json"):
+        try:
+            data = (
+                parse_json(read_bytes(found, max_bytes=MAX_CATALOGUE_BYTES), where=found.name)
+                if found.suffix == ".json"
+                else safeyaml.read_yaml(found, name=found.name).data
+            )
+        except InputError as error:
+            raise ConfigError(error.message, code="bad-config", where=error.where) from error
+        items = data.get("techniques") if isinstance(data, dict) else data
+        if not isinstance(items, list):
+            raise ConfigError("a catalogue is a list, or an object with a list `techniques`", code="bad-config", where=found.name)
+        names = [item.get("id") if isinstance(item, dict) else item for item in items]
+    else:
+        text = read_bytes(found, max_bytes=MAX_CATALOGUE_BYTES).decode("utf-8-sig", errors="replace")
+        lines = (line.partition("#")[0].strip() for line in text.splitlines())
+        names = [re.sub(r"[\s-]+", "_", line).lower() for line in lines if line]
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ConfigError(f"item {i + 1} is {name!r}; an id is a lower-case word", code="bad-config", where=found.name)
+    if not names:
+        raise ConfigError("the technique catalogue is empty", code="missing-catalogue", where=found.name)
+    return tuple(dict.fromkeys(str(name) for name in names))
+
+
+def count_strangers(events: pl.DataFrame, known: Collection[str]) -> dict[str, int]:
+    """Events by technique tag that is not in a catalogue, sorted by name."""
+    tags = events["techniques"].explode(empty_as_null=False, keep_nulls=False)
+    return dict(tags.filter(~tags.is_in(list(known))).value_counts().sort("techniques").iter_rows())
 
 
 def _session_starts(keys: pl.DataFrame) -> NDArray[np.bool_]:

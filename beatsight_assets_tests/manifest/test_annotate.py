@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from beatsight_assets.errors import InputError
+from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.manifest import annotate, merge
 from beatsight_assets.manifest.annotate import AnnotateOptions, annotate_events
 from beatsight_assets.settings import Settings
@@ -71,3 +71,11 @@ def test_annotating_twice_is_annotating_once() -> None:
     """The annotated table, annotated again, is the same table."""
     once = annotate_events(random_events(2_000), Taxonomy.shipped()).frame
     assert annotate_events(once, Taxonomy.shipped()).frame.equals(once)
+
+
+def test_a_limit_on_an_unknown_technique_is_a_configuration_error(tmp_path: Path) -> None:
+    """Names in gate files must exist in the catalogue."""
+    lake = merged_lake(tmp_path, frame(BARK))
+    lake.gates.health["required_techniques"] = ["hihat_brak"]
+    with pytest.raises(ConfigError, match="Did you mean hihat_bark"):
+        annotate.run(lake)

@@ -1,0 +1,219 @@
+"""`beatsight events` on files the user names: what is counted, what is written, how it ends (T1, T21, T23, T24, T25, T49, T74, T79, T131)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from beatsight_assets import cli
+from beatsight_assets.events import read_events, to_jsonl
+from beatsight_assets_tests.manifest.factory import event, frame, hit
+
+Ran = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def ran(data_root: Path, capsys: pytest.CaptureFixture[str]) -> Ran:
+    """Runs `beatsight events ...` with --json; (exit code, the JSON object or {"error": stderr})."""
+
+    def run(*arguments: str | Path) -> tuple[int, dict[str, Any]]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--profile", "demo", "--data-root", str(data_root), "events", *map(str, arguments), "--json"])
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), json.loads(out) if out else {"error": err}
+
+    return run
+
+
+def manifest(path: Path, *rows: dict[str, Any]) -> Path:
+    """Rows as a file of the form that its suffix says."""
+    if path.suffix == ".jsonl":
+        path.write_bytes(to_jsonl(frame(rows)))
+    else:
+        frame(rows).write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_alias_counts_are_true(tmp_path: Path, ran: Ran, suffix: str) -> None:
+    """Three `crash_1` rows are three; doubles merge and the louder stays; unknown labels stay; a second run on its output changes 0."""
+    source = manifest(
+        tmp_path / f"in.{suffix}",
+        *(event(float(i), hit("crash_1", 0.5)) for i in range(2)),
+        event(2.0, hit("crash_1", 0.25), hit("crash", 0.5)),
+        event(3.0, "gong"),
+    )
+    target = tmp_path / f"out.{suffix}"
+    code, found = ran("alias", source, "--output", target)
+    assert code == 0 and found["relabelled"] == {"crash_1": {"crash": 3}}
+    assert (found["merged_duplicates"], found["unknown"], found["output"]["rows"]) == (1, {"gong": 1}, 4)
+    assert read_events(target)["components"].to_list()[2] == [hit("crash", 0.5)]
+    code, found = ran("alias", target, "--output", target, "--max-unknown", "0")
+    assert code == 1 and found["relabelled"] == {} and found["merged_duplicates"] == 0
+    assert ran("alias", target, "--output", target, "--max-unknown", "1")[0] == 0
+
+
+def test_annotate_in_place_upgrades_rows_of_older_tools(tmp_path: Path, ran: Ran) -> None:
+    """A six-note file with one bark tags 2 events, in place, with old rows brought into shape; a dry run and a second run change no byte."""
+    path = tmp_path / "old.jsonl"
+    labels = ["kick", "hihat_open", "hihat_closed", "snare", "kick", "snare"]
+    rows = [
+        {"sample_id": str(i), "session_id": "s", "onset_time": i * 0.15, "components": [{"label": x, "velocity": 0.6}], "room_id": "r"}
+        for i, x in enumerate(labels)
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    before = path.read_bytes()
+    code, found = ran("annotate", path, "--dry-run")
+    assert (code, found["dry_run"], path.read_bytes()) == (0, True, before)
+    code, found = ran("annotate", path, "--in-place")
+    assert code == 0 and found["techniques"]["hihat_bark"] == {"events": 2, "sessions": 1}
+    after = read_events(path)
+    assert after["techniques"].to_list() == [[], ["hihat_bark"], ["hihat_bark"], [], [], []]
+    assert after["event_id"].to_list() == list("012345") and json.loads(after["extras"][0]) == {"room_id": "r"}
+    once = path.read_bytes()
+    assert ran("annotate", path, "--in-place")[0] == 0 and path.read_bytes() == once
+
+
+def test_annotate_recompute_takes_inferred_tags_off(tmp_path: Path, ran: Ran) -> None:
+    """Existing tags stay; with --recompute only those that the platform infers go; the input stays as it is."""
+    source = manifest(tmp_path / "a.parquet", event(0.0, "kick", techniques=["cymbal_choke", "flam"]))
+    ran("annotate", source, "--output", tmp_path / "b.parquet")
+    ran("annotate", source, "--output", tmp_path / "c.parquet", "--recompute")
+    assert [read_events(tmp_path / f"{x}.parquet")["techniques"][0].to_list() for x in "abc"] == [
+        ["cymbal_choke", "flam"],
+        ["cymbal_choke", "flam"],
+        ["cymbal_choke"],
+    ]
+
+
+def test_a_tag_outside_the_catalogue_is_refused(tmp_path: Path, ran: Ran) -> None:
+    """`--techniques-file` says what a technique is; without the file it is exit 2, and nothing is written."""
+    source = manifest(tmp_path / "a.parquet", event(0.0, "kick", techniques=["stick_twirl"]))
+    (tmp_path / "t.txt").write_text("Stick Twirl\n")
+    out = tmp_path / "b.parquet"
+    assert ran("annotate", source, "--output", out)[0] == 3
+    assert ran("annotate", source, "--output", out, "--techniques-file", tmp_path / "none.yaml")[0] == 2
+    assert not out.exists()
+    assert ran("annotate", source, "--output", out, "--techniques-file", tmp_path / "t.txt")[0] == 0
+    assert ran("validate", source)[1]["unknown_techniques"] == {"stick_twirl": 1}
+    assert ran("validate", source, "--techniques", tmp_path / "t.txt")[0] == 0
+    assert ran("validate", source, "--techniques", tmp_path / "none.yaml")[0] == 2
+
+
+def test_merging_files(tmp_path: Path, ran: Ran) -> None:
+    """The union sorted by set, session and onset; order of inputs does not change the digest; merge(a, a) = a; the output may be an input."""
+    a = manifest(tmp_path / "a.parquet", event(1.0, "kick"), event(2.0, "snare"))
+    b = manifest(tmp_path / "b.jsonl", event(0.0, "kick", session="z.mid"), event(2.0, "snare"))
+    code, found = ran("merge", "--input", a, "--input", b, "--output", tmp_path / "c.parquet")
+    assert code == 0 and (found["rows"], found["collapsed"], [i["rows"] for i in found["inputs"]]) == (3, 1, [2, 2])
+    assert ran("merge", "--input", b, "--input", a, "--output", tmp_path / "d.parquet")[1]["output"]["sha256"] == found["output"]["sha256"]
+    alone = ran("merge", "--input", a, "--output", tmp_path / "e.parquet")[1]["output"]["sha256"]
+    assert ran("merge", "--input", a, "--input", a, "--output", tmp_path / "e.parquet")[1]["output"]["sha256"] == alone
+    assert ran("merge", "--input", a, "--input", b, "--output", a)[0] == 0
+    assert read_events(a).equals(read_events(tmp_path / "c.parquet"))
+    assert read_events(a)["session_id"].to_list() == ["a.mid", "a.mid", "z.mid"]
+
+
+def test_conflicts_are_listed_and_nothing_is_published(tmp_path: Path, ran: Ran) -> None:
+    """One id with unequal content: exit 1, named in the report, the target keeps its bytes. --validate stops broken rows the same way."""
+    a = manifest(tmp_path / "a.parquet", event(1.0, "kick"))
+    b = manifest(tmp_path / "b.parquet", event(1.0, "snare"))
+    before = a.read_bytes()
+    code, found = ran("merge", "--input", a, "--input", b, "--output", a)
+    assert code == 1 and len(found["conflicts"]) == 1 and found["conflicts"][0]["onset_time"] == 1.0 and a.read_bytes() == before
+    broken = manifest(tmp_path / "broken.parquet", event(1.0, hit("kick", openness=0.5)))
+    assert ran("merge", "--input", broken, "--output", a, "--validate")[0] == 1 and a.read_bytes() == before
+    assert ran("merge", "--input", broken, "--output", a)[0] == 0
+
+
+ON_FILES = {
+    "alias": ["alias", "{}", "--output", "{out}"],
+    "annotate": ["annotate", "{}", "--output", "{out}"],
+    "openness": ["openness", "{}", "--output", "{out}"],
+    "merge": ["merge", "--input", "{}", "--output", "{out}"],
+    "compare": ["compare", "{}", "{}", "--json-output", "{out}"],
+    "metrics": ["metrics", "{}", "--output", "{out}"],
+    "hihat": ["hihat", "{}", "--output", "{out}"],
+    "export": ["export", "{}", "--format", "jsonl", "--output", "{out}"],
+    "validate": ["validate", "{}"],
+}
+
+
+@pytest.mark.parametrize("verb", ON_FILES)
+def test_missing_is_3_and_empty_is_1_before_anything_is_written(tmp_path: Path, data_root: Path, ran: Ran, verb: str) -> None:
+    """A missing input is exit 3, zero rows are exit 1; neither leaves a file."""
+    empty = manifest(tmp_path / "empty.jsonl")
+    for source, due in ((tmp_path / "none.jsonl", 3), (empty, 1)):
+        out = tmp_path / "out.parquet"
+        code, found = ran(*(x.replace("{out}", str(out)).replace("{}", str(source)) for x in ON_FILES[verb]))
+        assert code == due, found
+        assert not out.exists() and not any(data_root.rglob("*.parquet"))
+
+
+def test_outputs_in_the_data_root_are_refused(tmp_path: Path, data_root: Path, ran: Ran) -> None:
+    """A command cannot replace what a stage wrote: exit 2."""
+    a = manifest(tmp_path / "a.parquet", event(1.0, "kick"))
+    assert "would-overwrite" in ran("alias", a, "--output", data_root / "manifest/annotated.parquet")[1]["error"]
+    assert ran("alias", a, "--output", tmp_path / "b.csv")[0] == 2
+    assert ran("annotate", a)[0] == 2 and ran("merge", "--input", a)[0] == 2 and ran("openness", a)[0] == 2
+
+
+def test_validate_names_row_field_rule_and_value(tmp_path: Path, ran: Ran) -> None:
+    """The first 20 problems in row order, each with row, field, rule and value; exit 1."""
+    rows = [event(float(i), hit("kick", openness=0.5), source="mdb_drums") for i in range(30)]
+    rows[2]["onset_time"] = 90_000.0
+    code, found = ran("validate", manifest(tmp_path / "a.parquet", *rows))
+    assert code == 1 and len(found["problems"]) == 20
+    assert found["problems"][2] == {
+        "rule": "onset_range", "event_id": rows[2]["event_id"], "row": 3, "field": "onset_time", "value": "90000.0"
+    }  # fmt: skip
+    assert found["problems"][0]["field"] == "components[0].openness" and found["problems"][0]["value"] == "0.5"
+    assert found["broken"] == {"onset_range": 1, "openness_on_hats": 30, "event_id_recomputes": 1}
+
+
+def test_validate_recomputes_ids_of_platform_sources(tmp_path: Path, ran: Ran) -> None:
+    """An id of a dataset that the platform reads is that of its session and onset; other sources may have their own."""
+    wrong = event(1.0, "kick", source="mdb_drums") | {"event_id": "mine"}
+    other = event(1.0, "kick", source="elsewhere") | {"event_id": "yours"}
+    code, found = ran("validate", manifest(tmp_path / "a.parquet", wrong, other))
+    assert code == 1 and found["broken"] == {"event_id_recomputes": 1}
+    assert [(p["row"], p["value"]) for p in found["problems"]] == [(1, '"mine"')]
+    assert ran("validate", manifest(tmp_path / "b.parquet", other))[0] == 0
+
+
+def test_compare_fails_on_a_drop_only_when_asked(tmp_path: Path, ran: Ran) -> None:
+    """Exit 0 whatever changed, unless a component lost more than --fail-on-drop; the JSON file holds the same comparison."""
+    a = manifest(tmp_path / "a.parquet", *(event(float(i), "kick") for i in range(5)))
+    b = manifest(tmp_path / "b.parquet", *(event(float(i), "kick") for i in range(3)))
+    code, found = ran("compare", a, b, "--json-output", tmp_path / "diff.json")
+    assert code == 0 and found["delta"]["components"] == {"kick": {"baseline": 5, "candidate": 3, "delta": -2}}
+    assert json.loads((tmp_path / "diff.json").read_text())["delta"] == found["delta"]
+    assert ran("compare", a, b, "--fail-on-drop", "2")[0] == 0 and ran("compare", a, b, "--fail-on-drop", "1")[0] == 1
+
+
+def test_metrics_and_hihat_reports(tmp_path: Path, data_root: Path, ran: Ran) -> None:
+    """The snapshot lies in reports/metrics under the manifest's name; several manifests give several hi-hat reports."""
+    a = manifest(tmp_path / "a.parquet", event(1.0, "hihat_open"), event(1.2, "hihat_closed"))
+    code, found = ran("metrics", a)
+    assert code == 0 and json.loads((data_root / "reports/metrics/a_snapshot.json").read_text()) == found
+    assert ran("hihat", a)[1]["bark_candidates"] == 1
+    assert [m["bark_candidates"] for m in ran("hihat", a, a, "--window", "0.1")[1]["manifests"]] == [0, 0]
+
+
+def test_openness_by_a_curve(tmp_path: Path, ran: Ran) -> None:
+    """A dry run counts and writes nothing; the real one writes; a curve without direction is exit 2."""
+    source = manifest(tmp_path / "a.parquet", event(0.0, hit("hihat_open", openness_raw=45)))
+    out = tmp_path / "b.parquet"
+    code, found = ran("openness", source, "--device", "Roland/TD-11", "--dry-run")
+    assert (code, found["changed"], out.exists()) == (0, 1, False)
+    assert ran("openness", source, "--device", "Roland/TD-11", "--output", out)[0] == 0
+    assert read_events(out)["components"][0][0]["openness"] == 0.5
+    assert ran("openness", out, "--device", "Roland/TD-11", "--dry-run")[1]["changed"] == 0
+    (tmp_path / "c.json").write_text('{"vendors": {"V": {"M": {"breakpoints": []}}}}')
+    assert ran("openness", source, "--curves", tmp_path / "c.json", "--output", out)[0] == 2
+    assert isinstance(read_events(out), pl.DataFrame)
