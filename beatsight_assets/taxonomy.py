@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from beatsight_assets import safeyaml, store
 from beatsight_assets.errors import ConfigError
@@ -27,13 +27,14 @@ STRIKES = ("head", "rim", "edge", "bow", "bell", "center")
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """What one note or text label stands for: component, variant, strike position, stated dynamic bucket, stated techniques."""
+    """What one note or text label stands for: component, variant, strike position, stated dynamic bucket, techniques and openness."""
 
     label: str
     variant: str | None = None
     strike: str | None = None
     bucket: str | None = None
     techniques: tuple[str, ...] = ()
+    openness: float | None = None  # 0 closed .. 1 open where the key itself says so
 
 
 class _File(BaseModel):
@@ -51,6 +52,7 @@ class _NoteFile(_File):
     strike: str | None = None
     variant: str | None = None
     technique: str | None = None
+    openness: float | None = Field(default=None, ge=0.0, le=1.0)
 
 
 class _TaxonomyFile(_File):
@@ -59,7 +61,9 @@ class _TaxonomyFile(_File):
     super_families: dict[str, tuple[str, ...]]
     exclusive_groups: tuple[tuple[str, ...], ...]
     views: dict[str, dict[str, tuple[str, ...]]]
-    note_maps: dict[str, dict[int, _NoteFile]]
+    note_maps: dict[str, dict[Annotated[int, Field(ge=0, le=127)], _NoteFile | None]]
+    pedals: dict[str, Annotated[int, Field(ge=1, le=127)]] = {}
+    plugins: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,14 @@ class Taxonomy:
                 self._names[name] = (label, variant)
         for place, used in (
             *((("views", v, c), x) for v, classes in parsed.views.items() for c, members in classes.items() for x in members),
-            *((("note_maps", m, str(n)), note.component) for m, notes in parsed.note_maps.items() for n, note in notes.items()),
+            *((("note_maps", m, str(n)), note.component) for m, notes in parsed.note_maps.items() for n, note in notes.items() if note),
         ):
             if used not in self.order:
                 raise ConfigError.unknown_choice("component", used, self.labels, where=file.where(place))
+        for table, maps in (("pedals", {m: m for m in parsed.pedals}), ("plugins", parsed.plugins)):
+            for key, used in maps.items():
+                if used not in parsed.note_maps:
+                    raise ConfigError.unknown_choice("note map", used, parsed.note_maps, where=file.where((table, key)))
 
     @cached_property
     def digest(self) -> str:
@@ -165,9 +173,19 @@ class Taxonomy:
         if name not in self._file.note_maps:
             raise ConfigError.unknown_choice("note map", name, self._file.note_maps, where="configs/taxonomy.yaml: note_maps")
         return {
-            number: Voice(note.component, note.variant, note.strike, None, (note.technique,) if note.technique else ())
+            number: Voice(note.component, note.variant, note.strike, None, (note.technique,) if note.technique else (), note.openness)
             for number, note in self._file.note_maps[name].items()
+            if note
         }
+
+    def closed_pedal(self, note_map: str) -> int | None:
+        """CC4 of a closed hat on the device of a note map; None where no device is known, so that openness stays unknown."""
+        return self._file.pedals.get(note_map)
+
+    @property
+    def plugins(self) -> Mapping[str, str]:
+        """Instrument plugin -> note map of what it plays."""
+        return self._file.plugins
 
     @classmethod
     def shipped(cls) -> Taxonomy:

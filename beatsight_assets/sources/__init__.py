@@ -417,10 +417,12 @@ def _with_files(root: Path, recording: Recording, reading: Reading) -> _Read:
         try:
             info = reading.audio or audio.probe(root / session.audio_path, silent_ok=True)
             facts |= {"audio_present": True, "duration_seconds": info.duration_s, "rate_hz": info.rate_hz, "channels": info.n_channels}
-            n_past = int((reading.hits.onset_us >= round(info.duration_s * 1e6)).sum())
+            onsets = np.sort(reading.hits.onset_us)
+            opens = events.anchors(np.zeros(len(onsets), dtype=np.int64), onsets)
+            n_past = int((onsets[opens] >= round(info.duration_s * 1e6)).sum())
             if n_past:
                 issues["past_audio_end"] += n_past
-            if info.is_silent and n_past < len(reading.hits):
+            if info.is_silent and n_past < opens.sum():
                 raise audio.AudioError(
                     f"peak is {info.peak_dbfs:.0f} dBFS; a recording of drums is louder than -80 dBFS", code="silent-audio"
                 )
@@ -579,9 +581,9 @@ def _judge(
         Rule.at_most("quarantine_share", round(share, 6), QUARANTINE_WARN_SHARE, "refused files, absent ones not counted", blocking=False),
         Rule.at_most(
             "onsets_in_file",
-            past / max(1, int(figures["hits"])),
+            past / max(1, frame.height),
             MIN_ONSETS_WITH_AUDIO_SHARE,
-            "hits past the end of their audio",
+            "events past the end of their audio",
             blocking=False,
         ),
     )

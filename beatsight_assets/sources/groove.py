@@ -11,7 +11,7 @@ Traps       CC4 is 90 when CLOSED and 0 when open; controllers behind the last n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,31 +46,13 @@ MAX_MIDI_BYTES = 16 * 1024 * 1024  # the largest take has 0.1 MB
 
 def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected]:
     """Takes of info.csv in csv order, then MIDI files that it does not list, by path; a row without its file is `missing-midi`."""
+
+    def to_session(timeline: str, row: Mapping[str, str]) -> Session:
+        return _session(timeline, row["id"], row["drummer"], options)
+
     listed: set[str] = set()
-    for row in read_csv(root / "info.csv", required=COLUMNS):
-        timeline, audio = row["midi_filename"].replace("\\", "/"), row["audio_filename"].replace("\\", "/")
-        listed.add(timeline)
-        try:
-            is_present = contain(root, timeline).is_file()
-            has_audio = bool(audio) and contain(root, audio).is_file()
-        except InputError as error:
-            yield Rejected(printable(timeline), "scan", error.code, f"info.csv: {error.message}")
-            continue
-        if not is_present:
-            yield Rejected(
-                timeline, "scan", "missing-midi", "info.csv lists a take whose MIDI file is absent. Complete the copy of the dataset"
-            )
-            continue
-        facts, issues = _facts(row)
-        session = _session(timeline, row["id"], row["drummer"], options)
-        session = replace(
-            session, audio_path=audio or None, split_hint=SPLITS.get(row["split"]), mix_context="drum_only" if audio else "midi_only"
-        )
-        yield Recording(session, timeline, (timeline, audio) if has_audio else (timeline,), facts, issues)
-    for timeline in candidate_files(root, MIDI_SUFFIXES)[0]:
-        if timeline not in listed:
-            take = f"{timeline.rpartition('/')[0]}/{timeline.rpartition('/')[2].partition('_')[0]}"
-            yield Recording(_session(timeline, take, timeline.partition("/")[0], options), timeline, (timeline,))
+    yield from listed_takes(root, "info.csv", COLUMNS, to_session, listed)
+    yield from unlisted_takes(root, listed, to_session)
 
 
 def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected:
@@ -81,6 +63,46 @@ def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[
     played = {voice.label for voice in performance.hits.voices}
     coverage = tuple(label for label in taxonomy.labels if label in played)
     return Reading(recording.session, hits, coverage, device, {**performance.facts, "device": device}, performance.issues)
+
+
+def listed_takes(
+    root: Path, table: str, columns: Sequence[str], to_session: Callable[[str, Mapping[str, str]], Session], listed: set[str]
+) -> Iterator[Recording | Rejected]:
+    """Takes of a csv of the Groove family in its order, read by column name; `listed` gets the path of every row.
+
+    to_session : (MIDI path, row) -> who played what; audio, split and mix context are filled in here
+    """
+    for row in read_csv(root / table, required=columns):
+        timeline, audio = row["midi_filename"].replace("\\", "/"), row["audio_filename"].replace("\\", "/")
+        listed.add(timeline)
+        try:
+            is_present = contain(root, timeline).is_file()
+            has_audio = bool(audio) and contain(root, audio).is_file()
+        except InputError as error:
+            yield Rejected(printable(timeline), "scan", error.code, f"{table}: {error.message}")
+            continue
+        if not is_present:
+            yield Rejected(
+                timeline, "scan", "missing-midi", f"{table} lists a take whose MIDI file is absent. Complete the copy of the dataset"
+            )
+            continue
+        facts, issues = _facts(row)
+        session = replace(
+            to_session(timeline, row),
+            audio_path=audio or None,
+            split_hint=SPLITS.get(row["split"]),
+            mix_context="drum_only" if audio else "midi_only",
+        )
+        yield Recording(session, timeline, (timeline, audio) if has_audio else (timeline,), facts, issues)
+
+
+def unlisted_takes(root: Path, listed: set[str], to_session: Callable[[str, Mapping[str, str]], Session]) -> Iterator[Recording]:
+    """MIDI files that the csv does not list, by path: the take is their folder and first number, the split unknown."""
+    for timeline in candidate_files(root, MIDI_SUFFIXES)[0]:
+        if timeline not in listed:
+            folder, _, name = timeline.rpartition("/")
+            row = {"id": f"{folder}/{name.partition('_')[0]}", "drummer": timeline.partition("/")[0]}
+            yield Recording(replace(to_session(timeline, row), mix_context="midi_only"), timeline, (timeline,))
 
 
 def _session(timeline: str, take: str, drummer: str, options: Mapping[str, Any]) -> Session:

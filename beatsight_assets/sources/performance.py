@@ -40,6 +40,8 @@ class NoteTable:
     voice_of: NDArray[np.int64]
     is_hat: NDArray[np.bool_]
     has_openness: NDArray[np.bool_]
+    stated: NDArray[np.float32]  # openness that the key itself states, NaN where it does not
+    closed_pedal: int | None  # CC4 of a closed hat, None where the device is unknown
     order: NDArray[np.int64]
     cymbals: frozenset[str]
 
@@ -58,6 +60,8 @@ def note_table(taxonomy: Taxonomy, name: str) -> NoteTable:
         voice_of,
         np.array([taxonomy.family(v.label) == "hihat" for v in voices]),
         np.array([v.label in HIHATS_WITH_OPENNESS for v in voices]),
+        np.array([np.nan if v.openness is None else v.openness for v in voices], dtype=np.float32),
+        taxonomy.closed_pedal(name),
         np.array([taxonomy.order[v.label] for v in voices]),
         frozenset(taxonomy.family_members(CYMBAL)),
     )
@@ -66,8 +70,8 @@ def note_table(taxonomy: Taxonomy, name: str) -> NoteTable:
 def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performance:
     """Hits of a drum MIDI file through a note map of the taxonomy; every channel counts.
 
-    Notes outside the map are dropped and counted as `unmapped_note`. Openness follows the TD-11 pedal formula (90 closed, 0 open) and
-    exists for hihat_closed and hihat_open only; the raw pedal value is kept for all hats.
+    Notes outside the map are dropped and counted as `unmapped_note`. Openness exists for hihat_closed and hihat_open only: what the key
+    states, else the pedal where the map's device is known, else unknown. The raw pedal value is kept for all hats whose key states nothing.
 
     Raises
     ------
@@ -80,8 +84,11 @@ def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performa
     kept = np.flatnonzero(voice_of >= 0)
     voice_of = voice_of[kept]
     n_unmapped = len(file.notes.note) - len(kept)
-    opens = table.has_openness[voice_of]
-    pedal = np.where(table.is_hat[voice_of], file.notes.cc4[kept], -1).astype(np.int32)
+    stated = table.stated[voice_of]
+    pedal = np.where(table.is_hat[voice_of] & np.isnan(stated), file.notes.cc4[kept], -1).astype(np.int32)
+    if table.closed_pedal is not None:
+        heard = openness_from_pedal(np.where(table.has_openness[voice_of], pedal, -1), closed_at=table.closed_pedal)
+        stated = np.where(np.isnan(stated), heard, stated)
     tick = file.notes.tick[kept]
     numerator, denominator = midi.meter_at(file, tick)
     packed = numerator * 256 + denominator
@@ -95,7 +102,7 @@ def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performa
         onset_us=file.notes.onset_us[kept],
         voice=voice_of,
         velocity=(file.notes.velocity[kept] / 127.0).astype(np.float32),
-        openness=openness_from_pedal(np.where(opens, pedal, -1)),
+        openness=stated,
         openness_raw=pedal,
         tempo_bpm=midi.tempo_bpm_at(file, tick),
         meters=names,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from beatsight_assets import audio, clock, store
+from beatsight_assets.bsm import VIEWS, Lanes, MadeBy, Song, write_bsm
 from beatsight_assets.errors import ConfigError, InputError, StoreError
 from beatsight_assets.events import Hits, Session, assemble, to_jsonl
 from beatsight_assets.model.checkpoint import Model, load_model
@@ -27,7 +28,6 @@ from beatsight_assets.stages import Progress, silent
 from beatsight_assets.store import Store, contain, is_below, is_plain_path, printable
 from beatsight_assets.taxonomy import Taxonomy, Voice
 from beatsight_assets.transcribe import Hit
-from beatsight_assets.transcribe.bsm import VIEWS, Lanes, MadeBy, Song, write_bsm
 from beatsight_assets.transcribe.labels import write_labels, write_midi
 
 FORMATS = {"bsm": ".bsm", "midi": ".mid", "audacity": ".txt", "jsonl": ".jsonl"}

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from beatsight_assets import store
+from beatsight_assets.bsm import read_bsm
 from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.events import read_events
 from beatsight_assets.model.data import hits_with_onsets, truth_of
@@ -21,7 +22,6 @@ from beatsight_assets.model.evaluate import coarse_columns
 from beatsight_assets.model.scoring import FINE_TOLERANCE_MS, TOLERANCE_MS, Counts, Judged, Onsets, count_hits, drop_unknown, pool, to_us
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.transcribe import Hit
-from beatsight_assets.transcribe.bsm import read_bsm
 from beatsight_assets.transcribe.labels import NOTE_MAP, read_labels, read_midi
 
 MAX_BYTES = 64 * 1024 * 1024  # far above the transcription of two hours

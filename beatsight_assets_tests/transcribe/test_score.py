@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from beatsight_assets.bsm import Lanes, MadeBy, Song, write_bsm
 from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.events import assemble, to_jsonl
 from beatsight_assets.model.scoring import Counts
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.transcribe import Hit
-from beatsight_assets.transcribe.bsm import Lanes, MadeBy, Song, write_bsm
 from beatsight_assets.transcribe.labels import write_labels, write_midi
 from beatsight_assets.transcribe.score import read_hits, score, score_hits
 from beatsight_assets_tests.manifest.factory import event, frame, hit

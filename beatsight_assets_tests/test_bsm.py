@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from beatsight_assets.bsm import Lanes, MadeBy, Song, beatmap_id, difficulty, read_bsm, write_bsm
 from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.transcribe import Hit
-from beatsight_assets.transcribe.bsm import Lanes, MadeBy, Song, beatmap_id, difficulty, read_bsm, write_bsm
 
 TAXONOMY = Taxonomy.shipped()
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)

@@ -1,6 +1,7 @@
 """The beatmap file `.bsm` (JSON, version 1.1.0): hits of a song with lanes, tempo and difficulty, and back.
 
-Belongs here: the form of `spec/model.md` section 10. Does not belong here: finding hits (`run`), beatmaps as training data (a source).
+Belongs here: the form of `spec/model.md` section 10 and what `spec/sources.md` section 12 adds for reading; `.bs` is the same in PascalCase.
+Does not belong here: finding hits (`transcribe`), beatmaps as training data (`sources.beatmap`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Annotated, Any, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,7 +20,6 @@ from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import Taxonomy
-from beatsight_assets.transcribe import Hit
 
 VERSION = "1.1.0"
 VIEWS = ("bsm", "full23")  # names of components in the file: `bsm` knows one ride, full23 is the taxonomy
@@ -27,6 +28,16 @@ DAY_MS = 86_400_000
 N_LANES = 7
 SNAP_DIVISOR = 4  # sixteenths: the editor's grid, hits are not moved onto it
 VELOCITY_DIGITS = 4
+
+
+class Hit(NamedTuple):
+    """One hit of one recording, as every form of transcription holds it."""
+
+    onset_us: int  # microseconds from the start of the audio
+    label: str  # canonical component; a label outside the taxonomy stays as it was read
+    velocity: float | None = None  # 0..1
+    openness: float | None = None  # 0 closed .. 1 open, hi-hats only
+    variant: str | None = None  # `unspecified`: the form knows the family only
 
 
 class _LanesFile(BaseModel):
@@ -80,6 +91,16 @@ class Song:
     bpm: float
     offset_ms: int = 0  # of the first beat
     time_signature: str = "4/4"
+    stem_filename: str | None = None  # audio of the drums alone
+    stem_sha256: str | None = None
+
+
+class TimingPoint(NamedTuple):
+    """Tempo and meter from here on."""
+
+    onset_us: int  # may be negative: before the audio starts
+    bpm: float
+    time_signature: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +122,10 @@ class Beatmap:
     difficulty: float
     song: Song
     hits: tuple[Hit, ...]  # sorted by (onset, component)
+    kit: tuple[str, ...]  # components that the map says it has, canonical where they are known
     is_machine_made: bool  # a model heard the hits and nobody corrected them: no truth to learn from
+    is_handmade: bool = False  # no model took part at all
+    timing: tuple[TimingPoint, ...] = ()  # sorted by time, of several at one time the last; never empty after reading
 
 
 def difficulty(n_hits: int, n_components: int, duration_s: float, span_s: float) -> float:
@@ -218,12 +242,21 @@ class _Audio(_Part):
     hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
     duration: float = Field(ge=0)
     sampleRate: int = Field(gt=0)
+    drumStem: str | None = None
+    drumStemHash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+class _TimingPoint(_Part):
+    time: float = Field(gt=-DAY_MS, lt=DAY_MS)
+    bpm: float = Field(gt=0)
+    timeSignature: str | None = None
 
 
 class _Timing(_Part):
     bpm: float = Field(gt=0)
-    offset: float
+    offset: float = Field(gt=-DAY_MS, lt=DAY_MS)
     timeSignature: str
+    timingPoints: list[_TimingPoint] | None = None
 
 
 class _Kit(_Part):
@@ -255,14 +288,39 @@ class _File(_Part):
     editor: _Editor | None = None
 
 
+PARTS = (_File, _Metadata, _Audio, _Timing, _TimingPoint, _Kit, _HitObject, _Editor, _Generation)
+KEYS = {key.casefold(): key for part in PARTS for key in part.model_fields}
+
+
+def camel_case(obj: Any, *, where: str = "") -> Any:
+    """What a `.bs` file holds, with the keys of a `.bsm` file: `HitObjects` is `hitObjects`.
+
+    Raises
+    ------
+    InputError `bad-metadata` : two keys of one object are one key now
+    """
+    if isinstance(obj, list):
+        return [camel_case(value, where=where) for value in obj]
+    if not isinstance(obj, dict):
+        return obj
+    found = {KEYS.get(key.casefold(), key): camel_case(value, where=where) for key, value in obj.items()}
+    if len(found) != len(obj):
+        raise InputError("two keys of one object differ only in case", code="bad-metadata", where=where)
+    return found
+
+
 def read_bsm(content: bytes, taxonomy: Taxonomy, *, where: str = "") -> Beatmap:
-    """A `.bsm` file of version 1.x. Lanes are checked, not kept; an unknown component stays as it is written; no velocity stays None.
+    """A `.bsm` or (`where` ends in `.bs`) `.bs` file of version 1.x.
+
+    Lanes are checked, not kept; an unknown component stays as it is written; no velocity stays None; times go half up to microseconds.
 
     Raises
     ------
     InputError `bad-metadata` : not JSON, another version, a required key is absent or of another type
     """
     obj = parse_json(content, where=where)
+    if where.lower().endswith(".bs"):
+        obj = camel_case(obj, where=where)
     try:
         file = _File.model_validate(obj)
     except ValidationError as failure:
@@ -272,7 +330,7 @@ def read_bsm(content: bytes, taxonomy: Taxonomy, *, where: str = "") -> Beatmap:
     hits = []
     for row in file.hitObjects:
         label, variant = taxonomy.canonical(row.component) or (row.component, None)
-        hits.append(Hit(round(row.time * 1000), label, row.velocity, None, variant))
+        hits.append(Hit(_microseconds(row.time), label, row.velocity, None, variant))
     song = Song(
         title=file.metadata.title,
         artist=file.metadata.artist,
@@ -284,9 +342,36 @@ def read_bsm(content: bytes, taxonomy: Taxonomy, *, where: str = "") -> Beatmap:
         bpm=file.timing.bpm,
         offset_ms=round(file.timing.offset),
         time_signature=file.timing.timeSignature,
+        stem_filename=file.audio.drumStem or None,
+        stem_sha256=file.audio.drumStemHash.removeprefix("sha256:") if file.audio.drumStemHash else None,
     )
     made = file.editor.aiGenerationMetadata if file.editor else None
     order = sorted(hits, key=lambda h: (h.onset_us, taxonomy.order.get(h.label, len(taxonomy.order)), h.label))
     return Beatmap(
-        file.version, file.metadata.beatmapId, file.metadata.difficulty, song, tuple(order), made is not None and not made.manualEdits
+        file.version,
+        file.metadata.beatmapId,
+        file.metadata.difficulty,
+        song,
+        tuple(order),
+        tuple(dict.fromkeys((taxonomy.canonical(name) or (name, None))[0] for name in file.drumKit.components)),
+        is_machine_made=made is not None and not made.manualEdits,
+        is_handmade=made is None,
+        timing=_timing_points(file.timing),
     )
+
+
+def _timing_points(timing: _Timing) -> tuple[TimingPoint, ...]:
+    """Tempo and meter over time; a file without timing points has one tempo from its offset on."""
+    points = {_microseconds(timing.offset): TimingPoint(_microseconds(timing.offset), timing.bpm, timing.timeSignature)}
+    if timing.timingPoints:
+        points = {}
+        meter = timing.timeSignature
+        for point in sorted(timing.timingPoints, key=lambda p: p.time):
+            meter = point.timeSignature or meter
+            points[_microseconds(point.time)] = TimingPoint(_microseconds(point.time), point.bpm, meter)
+    return tuple(points[at] for at in sorted(points))
+
+
+def _microseconds(ms: float) -> int:
+    """Half up, from the decimal digits as they are written."""
+    return int((Decimal(repr(ms)) * 1000).to_integral_value(ROUND_HALF_UP))
