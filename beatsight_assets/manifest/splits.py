@@ -20,10 +20,11 @@ from beatsight_assets.units import bucket
 from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
 
 STAGE = "splits"
-VERSION = "1"
+VERSION = "2"
 SPLITS = ("train", "val", "test")
 PROTECTION = {split: i for i, split in enumerate(SPLITS)}  # the most protected of several hints wins
 RATIOS = (0.8, 0.1, 0.1)
+AUDIO_NAME = r"(?i)\.(wav|flac|aiff?|ogg|mp3)$"  # every audio file of a session counts: raw recordings and mixes lie beside a stem
 LISTED = 50  # joined groups named in the receipt
 COLUMNS = (
     *("source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "audio_path", "midi_path"),
@@ -125,7 +126,7 @@ def content_keys(provenance: pl.DataFrame, paths: pl.DataFrame) -> pl.DataFrame:
     sessions = provenance.join(paths, on=["source_set", "session_id"], how="inner")
     audio = (
         sessions.explode("hashes", empty_as_null=False, keep_nulls=False)
-        .filter(pl.col("hashes").struct.field("path") == pl.col("audio_path"))
+        .filter(pl.col("hashes").struct.field("path").str.contains(AUDIO_NAME))
         .select("group_id", kind=pl.lit("audio"), key=pl.col("hashes").struct.field("sha256"))
     )
     midi = sessions.drop_nulls("midi_path").select(

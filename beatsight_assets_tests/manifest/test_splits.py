@@ -134,7 +134,7 @@ def test_shares_and_classes_warn_only() -> None:
 
 
 def test_content_keys() -> None:
-    """The digest of the session's own audio and of its MIDI content count; other files, null digests and content without a MIDI file do not."""
+    """Digests of a session's audio files and of its MIDI content count; other files, null digests and content without a MIDI file do not."""
     rows = [
         {"source_set": "s", "session_id": name, "hashes": [{"path": f"{name}.wav", "sha256": "A", "bytes": 1}, {"path": f"{name}.mid", "sha256": "M", "bytes": 1}],
          "facts": json.dumps({"midi_content": content})} for name, content in (("x", "m"), ("y", "m"), ("z", None))
@@ -149,7 +149,7 @@ def test_content_keys() -> None:
             "midi_path": ["x.mid", None, "z.mid"],
         }
     )
-    assert content_keys(provenance, paths).rows() == [("gx", "audio", "A"), ("gz", "audio", "A"), ("gx", "midi", "m")]
+    assert content_keys(provenance, paths).rows() == [("gx", "audio", "A"), ("gy", "audio", "A"), ("gz", "audio", "A"), ("gx", "midi", "m")]
 
 
 def planted() -> tuple[pl.DataFrame, dict[str, str], dict[str, str]]:
