@@ -50,6 +50,10 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "boundary-pack": "Hits near the edges of streaming windows.",
         "run": "Judge boundary, open set, bootstrap and calibration."}),
     "quarantine": ("Files that were refused.", {"list": "One row per refused file.", "show": "Why one file was refused."}),
+    "collect": ("Own samples.", {
+        "add": "Add one hit that you marked in an audio file.",
+        "from-beatmap": "Add the hits of beatmaps.",
+        "stats": "Collected hits against what a model needs."}),
     "transcribe": ("Audio to drum hits.", {
         "run": "Transcribe an audio file to .bsm, MIDI and label tracks.",
         "score": "Onset F-measure of one transcription against a reference."}),

@@ -124,14 +124,18 @@ def find_recordings(settings: Settings) -> pl.DataFrame:
     """Recordings of the annotated manifest that could have features: one row per (source_set, session_id) with split, kit and coverage.
 
     Columns source_set, session_id, group_id, split, kit_id, is_synthetic, audio_path, coverage; sorted. A recording whose group has no
-    split is left out (the gate `splits` counts those). Coverage is null where there is no provenance.
+    split is left out (the gate `splits` counts those). Coverage is null where there is no provenance. Left out too: sessions whose hits a
+    model heard (`machine_made`; beatmap option `include_generated` takes them) and those where only some hits are marked (`partial`), for
+    silence between hits is a negative here.
     """
     keys = ["source_set", "session_id"]
     sessions = (
         read_events(settings.layout.annotated)
         .filter(pl.col("audio_path").is_not_null() & pl.col("mix_context").is_in(CONTEXTS))
-        .select(*keys, "group_id", "kit_id", "is_synthetic", "audio_path")
+        .select(*keys, "group_id", "kit_id", "is_synthetic", "audio_path", "extras")
         .unique(keys, keep="first", maintain_order=True)
+        .filter(~_is_true("partial") & ~(_is_true("machine_made") & ~pl.col("source_set").is_in(_generated_wanted(settings))))
+        .drop("extras")
     )
     splits = pl.read_parquet(settings.layout.splits).select("group_id", "split")
     known = [p for s in sessions["source_set"].unique().sort() if (p := settings.layout.provenance(s)).is_file()]
@@ -139,6 +143,16 @@ def find_recordings(settings: Settings) -> pl.DataFrame:
     coverage = pl.concat(parts) if parts else pl.DataFrame(schema={k: INDEX_SCHEMA[k] for k in (*keys, "coverage")})
     joined = sessions.join(splits, on="group_id", how="inner").join(coverage.unique(keys), on=keys, how="left")
     return joined.sort(keys).select("source_set", "session_id", "group_id", "split", "kit_id", "is_synthetic", "audio_path", "coverage")
+
+
+def _is_true(key: str) -> pl.Expr:
+    """Whether the extras of a row say `key: true`."""
+    return (pl.col("extras").str.json_path_match(f"$.{key}") == "true").fill_null(False)
+
+
+def _generated_wanted(settings: Settings) -> list[str]:
+    """Datasets whose option `include_generated` is set."""
+    return [name for name, config in settings.datasets.items() if config.options.get("include_generated") is True]
 
 
 def _locate(settings: Settings, recordings: pl.DataFrame) -> list[_Audio | None]:

@@ -78,11 +78,8 @@ def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[
         if stated and path in recording.files and hash_file(contain(root, path)) != stated:
             message = f"{printable(path)} is not the audio that the beatmap was made for: its sha256 does not begin with {stated[:12]}"
             return Rejected(recording.timeline, "read", "hash-mismatch", message)
-    session = recording.session
-    if beatmap.is_machine_made:
-        session = replace(session, confidence=MACHINE_CONFIDENCE, extras={"machine_made": True})
-    else:
-        session = replace(session, confidence=HANDMADE_CONFIDENCE if beatmap.is_handmade else CONFIDENCE)
+    extras = {"machine_made": True} if beatmap.is_machine_made else {}
+    session = replace(recording.session, confidence=confidence_of(beatmap), extras=extras)
     issues = {
         "unknown_label": sum(taxonomy.canonical(hit.label) is None for hit in beatmap.hits),
         "bad_value": sum(METER.fullmatch(point.time_signature) is None for point in beatmap.timing),
@@ -107,6 +104,11 @@ def read_beatmap(path: Path, taxonomy: Taxonomy) -> Beatmap:
     InputError `bad-metadata` of `bsm.read_bsm`; `resource-limit` and others of `store.read_bytes`
     """
     return read_bsm(read_bytes(path, max_bytes=MAX_BYTES), taxonomy, where=path.name)
+
+
+def confidence_of(beatmap: Beatmap) -> float:
+    """How far the hits of a map are to be believed: made by hand, corrected by hand, or heard by a model alone."""
+    return MACHINE_CONFIDENCE if beatmap.is_machine_made else HANDMADE_CONFIDENCE if beatmap.is_handmade else CONFIDENCE
 
 
 def hits_of(beatmap: Beatmap) -> Hits:
