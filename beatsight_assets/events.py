@@ -689,6 +689,24 @@ def with_hits(frame: pl.DataFrame, hits: pl.Series) -> pl.DataFrame:
     return frame.with_columns(pool.gather(np.where(n_hits > 0, np.cumsum(n_hits > 0), 0)).alias("components"))
 
 
+def hits_with_onsets(frame: pl.DataFrame) -> pl.DataFrame:
+    """One row per hit of an event table: source_set, session_id, onset_s and the fields of the component.
+
+    A hit's own onset is that of its event plus its entry of `offsets_us`, where the event has them.
+    """
+    offsets = pl.col("extras").str.json_path_match("$.offsets_us")
+    events = frame.filter(~pl.col("negative_example")).with_columns(
+        offset_us=pl.when(offsets.is_null())
+        .then(pl.col("components").list.eval(pl.lit(0, dtype=pl.Int64)))
+        .otherwise(
+            offsets.str.strip_chars("[]").str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0))
+        )
+    )
+    rows = events.select("source_set", "session_id", "onset_time", "components", "offset_us")
+    rows = rows.explode("components", "offset_us", empty_as_null=False, keep_nulls=False).unnest("components")
+    return rows.with_columns(onset_s=((pl.col("onset_time") * 1e6).round() + pl.col("offset_us")) / 1e6).drop("onset_time", "offset_us")
+
+
 def label_counts(frame: pl.DataFrame) -> dict[str, int]:
     """Hits by label, `drum_mix` left out, most frequent first."""
     counted = hits_of(frame).filter(pl.col("label") != DRUM_MIX).group_by("label").len().sort(["len", "label"], descending=[True, False])

@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "promote": "Publish the judged candidate as the served model.",
         "crossval": "Leave-one-group-out evaluation over a dataset with real audio."}),
     "readiness": ("Readiness gates of a release.", {
+        "align": "Do annotated onsets lie where the audio rises?",
         "boundary-pack": "Hits near the edges of streaming windows.",
         "run": "Judge boundary, open set, bootstrap and calibration."}),
     "quarantine": ("Files that were refused.", {"list": "One row per refused file.", "show": "Why one file was refused."}),

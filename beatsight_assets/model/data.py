@@ -9,7 +9,8 @@ Every choice is keyed: windows by (seed, epoch), augmentation by (seed, step). R
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from beatsight_assets.audio import find_audio, read_mono
 from beatsight_assets.errors import GateFailed, InputError
-from beatsight_assets.events import read_events
+from beatsight_assets.events import hits_with_onsets, read_events
 from beatsight_assets.features.cache import index_path, read_features
 from beatsight_assets.features.definitions import FrameDefinition
 from beatsight_assets.sampling import draw, draw_probabilities
@@ -123,22 +124,12 @@ def truth_of(hits: pl.DataFrame, view: View, taxonomy: Taxonomy, coverage: Seque
     )
 
 
-def hits_with_onsets(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per hit of an event table: source_set, session_id, onset_s and the fields of the component.
-
-    A hit's own onset is that of its event plus its entry of `offsets_us`, where the event has them.
-    """
-    offsets = pl.col("extras").str.json_path_match("$.offsets_us")
-    events = frame.filter(~pl.col("negative_example")).with_columns(
-        offset_us=pl.when(offsets.is_null())
-        .then(pl.col("components").list.eval(pl.lit(0, dtype=pl.Int64)))
-        .otherwise(
-            offsets.str.strip_chars("[]").str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0))
-        )
-    )
-    rows = events.select("source_set", "session_id", "onset_time", "components", "offset_us")
-    rows = rows.explode("components", "offset_us", empty_as_null=False, keep_nulls=False).unnest("components")
-    return rows.with_columns(onset_s=((pl.col("onset_time") * 1e6).round() + pl.col("offset_us")) / 1e6).drop("onset_time", "offset_us")
+def moved(truth: Truth, offset_ms: float) -> Truth:
+    """Truth with every onset `offset_ms` later, none before 0."""
+    if not offset_ms:
+        return truth
+    onset_s, unknown_s = (np.maximum(np.round((t + offset_ms / 1e3) * 1e6) / 1e6, 0.0) for t in (truth.onset_s, truth.unknown_onset_s))
+    return replace(truth, onset_s=onset_s, unknown_onset_s=unknown_s)
 
 
 def load_recordings(
@@ -150,10 +141,12 @@ def load_recordings(
     *,
     group_field: str = "group_id",
     cut_splits: Sequence[str] = (),
+    offsets_ms: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Recording]:
     """Recordings of some splits with features and truth, in the order of the feature index.
 
     `group_field` is the event column that the sampling weights group by. Recordings of `cut_splits` get `cuts`, for which their audio is read.
+    `offsets_ms` moves the truth of a source set to where its audio has the onsets: positive when the audio is later than the annotation.
 
     Raises
     ------
@@ -190,7 +183,7 @@ def load_recordings(
                 is_synthetic=row["is_synthetic"],
                 audio_sha256=row["audio_sha256"],
                 features=read_features(array),
-                truth=truth_of(by_session.get(key, nothing), view, taxonomy, row["coverage"]),
+                truth=moved(truth_of(by_session.get(key, nothing), view, taxonomy, row["coverage"]), offsets_ms.get(key[0], 0.0)),
                 cuts=_cuts(settings, feature, row) if row["split"] in cut_splits else None,
             )
         )

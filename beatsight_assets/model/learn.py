@@ -63,6 +63,9 @@ class Hyper(BaseModel):
     dropout: float = Field(default=0.1, ge=0.0, le=0.9)
     threads: int = Field(default=0, ge=0)  # 0 = all cores; equal bytes need equal threads
     checkpoint_every: int = Field(default=1, ge=1)
+    follow_alignment: bool = (
+        False  # targets lie where the audio of their dataset has the onsets (stage annotation_alignment), not where its people wrote them
+    )
 
     def network(self, classes: tuple[str, ...], n_bands: int) -> NetworkConfig:
         """Shape of the network for these classes and bands."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from beatsight_assets import clock, store
@@ -33,6 +34,7 @@ from beatsight_assets.model.decode import LOWEST_SCORE, SCORE_REACH_MS, scores_a
 from beatsight_assets.model.learn import Hyper
 from beatsight_assets.model.network import apply_network, count_parameters
 from beatsight_assets.model.scoring import choose_threshold, judge_recording
+from beatsight_assets.readiness import annotation_alignment
 from beatsight_assets.readiness.calibration import fit_temperature
 from beatsight_assets.sampling import read_weights
 from beatsight_assets.settings import Settings
@@ -152,6 +154,9 @@ def _plan(settings: Settings, options: TrainOptions) -> _Plan:
         "classes": list(view.classes),
         "taxonomy": taxonomy.to_json(),
     }
+    if hyper.follow_alignment:
+        known = pl.read_parquet(index_path(settings, feature), columns=["source_set"])["source_set"]
+        config["annotation_offsets_ms"] = annotation_alignment.offsets_ms(settings, known.to_list())
     digest = sha256(store.to_json_bytes(config)).hexdigest()
     run = options.run_name or f"{hyper.family}_{options.preset}_{digest[:8]}"
     store.contain(layout.root / "runs", run)
@@ -184,7 +189,13 @@ def run(settings: Settings, options: TrainOptions = TrainOptions(), *, progress:
         settings,
         STAGE,
         version=VERSION,
-        options={"run": plan.run, "preset": options.preset, "hyper": plan.hyper.model_dump(mode="json"), "device": plan.device},
+        options={
+            "run": plan.run,
+            "offsets_ms": plan.config.get("annotation_offsets_ms", {}),
+            "preset": options.preset,
+            "hyper": plan.hyper.model_dump(mode="json"),
+            "device": plan.device,
+        },
         parents=plan.inputs,
         work=lambda: _work(settings, plan, options, progress),
     )
@@ -212,7 +223,14 @@ def _train(settings: Settings, plan: _Plan, options: TrainOptions, run_dir: Path
     hyper, where = plan.hyper, settings.store
     cut_splits = ("train",) if AUGMENTATIONS[hyper.augment].cut_share > 0 else ()
     recordings = load_recordings(
-        settings, plan.feature, plan.view, plan.taxonomy, ("train", "val"), group_field=plan.group_field, cut_splits=cut_splits
+        settings,
+        plan.feature,
+        plan.view,
+        plan.taxonomy,
+        ("train", "val"),
+        group_field=plan.group_field,
+        cut_splits=cut_splits,
+        offsets_ms=plan.config.get("annotation_offsets_ms", {}),
     )
     train = [r for r in recordings if r.split == "train"]
     val = [r for r in recordings if r.split == "val"]

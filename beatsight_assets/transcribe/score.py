@@ -16,8 +16,8 @@ import polars as pl
 from beatsight_assets import store
 from beatsight_assets.bsm import read_bsm
 from beatsight_assets.errors import ConfigError, InputError
-from beatsight_assets.events import read_events
-from beatsight_assets.model.data import hits_with_onsets, truth_of
+from beatsight_assets.events import hits_with_onsets, read_events
+from beatsight_assets.model.data import truth_of
 from beatsight_assets.model.evaluate import coarse_columns
 from beatsight_assets.model.scoring import FINE_TOLERANCE_MS, TOLERANCE_MS, Counts, Judged, Onsets, count_hits, drop_unknown, pool, to_us
 from beatsight_assets.taxonomy import Taxonomy

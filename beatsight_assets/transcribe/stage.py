@@ -19,9 +19,8 @@ import polars as pl
 from beatsight_assets import store
 from beatsight_assets.audio import find_audio
 from beatsight_assets.errors import InputError, NothingToDo
-from beatsight_assets.events import read_events
+from beatsight_assets.events import hits_with_onsets, read_events
 from beatsight_assets.features.cache import find_recordings
-from beatsight_assets.model.data import hits_with_onsets
 from beatsight_assets.model.evaluate import COARSE_VIEW, Limits
 from beatsight_assets.model.scoring import FINE_TOLERANCE_MS, Counts
 from beatsight_assets.settings import Settings

@@ -8,6 +8,7 @@ import pytest
 
 from beatsight_assets import events
 from beatsight_assets.errors import GateFailed, InputError
+from beatsight_assets.events import hits_with_onsets
 from beatsight_assets.features.cache import index_path
 from beatsight_assets.features.definitions import definition
 from beatsight_assets.model.data import (
@@ -18,7 +19,6 @@ from beatsight_assets.model.data import (
     cut_rows,
     draw_windows,
     frame_targets,
-    hits_with_onsets,
     load_recordings,
     plan_step,
     truth_of,

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
-from beatsight_assets import store
+from beatsight_assets import events, store
 from beatsight_assets.errors import ConfigError, GateFailed
 from beatsight_assets.model import learn, train
+from beatsight_assets.model.data import load_recordings
 from beatsight_assets.model.learn import Hyper
 from beatsight_assets.model.train import TrainOptions
+from beatsight_assets.readiness import annotation_alignment
 from beatsight_assets.settings import DataLayout, Settings
-from beatsight_assets_tests.model.factories import make_root, warm
+from beatsight_assets_tests.model.factories import SOURCE_SET, make_root, warm
 
 TINY: dict[str, Any] = {
     "epochs": 4, "batch_size": 4, "window_frames": 64, "audio_s_per_epoch": 8.0, "stem": (8, 8, 8), "width": 16, "dilations": (1, 2), "threads": 1,
@@ -185,3 +188,25 @@ def test_masked_classes_do_not_move_the_loss() -> None:
     learn.compute_loss(raw, batch, torch.ones(3)).backward()
     assert raw.grad is not None and not raw.grad[..., 2].any() and raw.grad[..., 0].all()
     assert not raw.grad[..., 3:7].any()
+
+
+def test_training_follows_the_alignment_only_when_asked(root: Settings) -> None:
+    """Off by default; on without a report it says what to run; on, the constant is in the run's configuration and every target moves by it."""
+    assert "annotation_offsets_ms" not in train._plan(root, options()).config
+    with pytest.raises(GateFailed, match="readiness align"):
+        train.run(root, options(overrides={"follow_alignment": True}))
+    frame = events.read_events(root.layout.annotated)
+    early = frame.with_columns(((pl.col("onset_time") * 1e6 - 7_000).round() / 1e6).alias("onset_time"))
+    root.store.publish_frame(root.layout.events(SOURCE_SET), early)
+    found = annotation_alignment.run(root, annotation_alignment.AlignmentOptions(SOURCE_SET)).facts["offset"]
+    assert found["n"] == 6 and found["offset_ms"] == pytest.approx(7, abs=3)
+    plan = train._plan(root, options(overrides={"follow_alignment": True}))
+    assert plan.config["annotation_offsets_ms"] == {SOURCE_SET: found["offset_ms"]}
+    there, later = (
+        load_recordings(root, plan.feature, plan.view, plan.taxonomy, ("train", "val"), offsets_ms=o)
+        for o in ({}, {SOURCE_SET: found["offset_ms"]})
+    )
+    for a, b in zip(there, later, strict=True):
+        np.testing.assert_allclose(b.truth.onset_s - a.truth.onset_s, found["offset_ms"] / 1e3, atol=1e-6)
+    train.run(root, options(overrides={"follow_alignment": True, "epochs": 1}))
+    assert json.loads((root.layout.run_dir("r") / "config.json").read_text())["annotation_offsets_ms"] == {SOURCE_SET: found["offset_ms"]}
