@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ MIX_CONTEXTS = ("full_mix", "drum_only", "close_mic", "overheads", "one_shot", "
 HUMAN_STROKES = "snare_strokes"  # in `extras.annotation_history`: a person marked the flams, drags and rolls of the snare; none is inferred
 CLOSED_PEDAL = 90  # Roland TD-11: CC4 of a closed hat; 94.3 % of 35,142 closed hits of Groove have openness exactly 0 with it
 MAX_LINE_BYTES = 1_000_000
+PIECE_ROWS = 250_000  # one row group (`store.ROW_GROUP_ROWS`): about 100 MB with all columns
 
 COMPONENT_STRUCT = pl.Struct(
     {
@@ -493,18 +495,105 @@ def read_events(path: Path) -> pl.DataFrame:
     ------
     InputError `missing-input`, `bad-manifest` : with file, line and field
     """
-    if not path.is_file():
-        raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path))
     if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path))
         return _read_jsonl(path)
     try:
-        frame = pl.read_parquet(path)
+        return _scan(path).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=str(path)) from error
-    if frame.schema != EVENT_SCHEMA:
-        off = sorted(set(EVENT_SCHEMA.items()) ^ set(frame.schema.items()), key=str)[:3]
+
+
+class Manifest:
+    """A manifest that is read in pieces: what a stage needs that must not hold three million events at once.
+
+    A frame stands for a manifest too, so that everything that works on files works on tables.
+    """
+
+    def __init__(self, source: Path | pl.DataFrame) -> None:
+        """
+        Raises
+        ------
+        InputError `missing-input`, `bad-manifest` : see `read_events`
+        """
+        self.where = str(source) if isinstance(source, Path) else ""
+        frame = read_events(source) if isinstance(source, Path) and source.suffix != ".parquet" else source
+        self.table = _scan(frame) if isinstance(frame, Path) else frame.lazy()
+        self.n_rows = int(self.table.select(pl.len()).collect().item())
+
+    def pieces(self, columns: Sequence[str] | None = None, *, rows: int = PIECE_ROWS) -> Iterator[pl.DataFrame]:
+        """All rows in order, at most `rows` at a time."""
+        for start in range(0, self.n_rows, rows):
+            yield self.read(start, min(start + rows, self.n_rows), columns)
+
+    def sessions(self, columns: Sequence[str] | None = None, *, rows: int = PIECE_ROWS) -> Iterator[pl.DataFrame]:
+        """All rows in pieces that never cut a session: about `rows` at a time when each session is one run of rows, else the whole table."""
+        begins = np.append(self.runs["row"].to_numpy(), self.n_rows)
+        ends = begins[np.searchsorted(begins, np.arange(rows, self.n_rows, rows))]
+        if self.runs.select(SESSION_KEY).is_duplicated().any():
+            ends = ends[:0]
+        start = 0
+        for end in np.unique(np.append(ends, self.n_rows)).tolist() if self.n_rows else ():
+            yield self.read(start, end, columns)
+            start = end
+
+    @cached_property
+    def runs(self) -> pl.DataFrame:
+        """Runs of rows of one session: source_set, session_id, first row."""
+        found, n_read, last = [], 0, (None, None)
+        for piece in self.pieces(SESSION_KEY):
+            starts = session_starts(piece)
+            starts[:1] = piece.row(0) != last
+            at = np.flatnonzero(starts)
+            found.append(piece[at].with_columns(row=pl.Series(at + n_read, dtype=pl.Int64)))
+            n_read += piece.height
+            last = piece.row(-1)
+        schema = {name: EVENT_SCHEMA[name] for name in SESSION_KEY} | {"row": pl.Int64()}
+        return pl.concat([pl.DataFrame(schema=schema), *found], rechunk=True)
+
+    def in_order(self) -> bool:
+        """Sessions stand one after the other, sorted by name; nothing is said about the rows of a session."""
+        keys = self.runs.select(pl.struct(SESSION_KEY).alias("key"))["key"]
+        return bool(keys.is_sorted()) and not keys.is_duplicated().any()
+
+    def read(self, start: int = 0, end: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Rows from `start` to before `end`.
+
+        Raises
+        ------
+        InputError `bad-manifest` : the file is damaged
+        """
+        table = (self.table if columns is None else self.table.select(columns)).slice(start, None if end is None else end - start)
+        try:
+            return table.collect()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=self.where) from error
+
+
+SESSION_KEY = ("source_set", "session_id")
+
+
+def session_starts(frame: pl.DataFrame) -> NDArray[np.bool_]:
+    """True at the first row of each run of one session [shape=(n,)]."""
+    differs = [(pl.col(name).ne_missing(pl.col(name).shift(1))) for name in SESSION_KEY]
+    found = frame.select(pl.any_horizontal(differs).alias("starts"))["starts"].to_numpy().copy()
+    found[:1] = True
+    return found
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    """A Parquet manifest whose columns are those of EVENT_SCHEMA; nothing but its footer is read."""
+    if not path.is_file():
+        raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path))
+    try:
+        found = pl.read_parquet_schema(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=str(path)) from error
+    if list(found.items()) != list(EVENT_SCHEMA.items()):
+        off = sorted(set(EVENT_SCHEMA.items()) ^ set(found.items()), key=str)[:3]
         raise InputError(f"columns are not those of {SCHEMA_NAME}; first differences: {off}", code="bad-manifest", where=str(path))
-    return frame
+    return pl.scan_parquet(path)
 
 
 def to_jsonl(frame: pl.DataFrame) -> bytes:

@@ -20,7 +20,7 @@ import sqlite3
 import stat
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -34,6 +34,7 @@ from beatsight_assets.safejson import parse_json
 if TYPE_CHECKING:
     import polars as pl
 
+ROW_GROUP_ROWS = 250_000  # design/performance.md: what one read takes into memory
 BLOCK_BYTES = 1 << 20  # 1 MiB: large enough that hashing, not call overhead, sets the pace
 SPARE_SPACE_RATIO = 1.1  # design/reliability.md section 2, step 2
 MAX_NAME_BYTES = 255  # what ext4, xfs and apfs allow for one path component
@@ -262,6 +263,7 @@ class _HashingFile(io.RawIOBase):
         self._fd = fd
         self.digest = hashlib.sha256()
         self.n_bytes = 0
+        self.failure: OSError | None = None  # what the disk said, whatever a writer between makes of it
 
     def writable(self) -> bool:
         return True
@@ -271,13 +273,29 @@ class _HashingFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        due = view[: len(view) // 2] if failpoint("publish.write") == "short" else view  # "short" is a disk that claims more than it keeps
-        written = 0
-        while written < len(due):
-            written += os.write(self._fd, due[written : written + BLOCK_BYTES])
+        try:
+            due = (
+                view[: len(view) // 2] if failpoint("publish.write") == "short" else view
+            )  # "short" is a disk that claims more than it keeps
+            written = 0
+            while written < len(due):
+                written += os.write(self._fd, due[written : written + BLOCK_BYTES])
+        except OSError as error:
+            self.failure = error
+            raise
         self.digest.update(view)
         self.n_bytes += len(view)
         return len(view)
+
+
+def _write_with(write: Callable[[IO[bytes]], object], out: _HashingFile) -> None:
+    """Let a library write into `out`. What the disk said comes first: a library wraps it in an error of its own."""
+    try:
+        write(out)  # type: ignore[arg-type]
+    except BaseException as error:
+        if out.failure is not None and error is not out.failure:
+            raise out.failure from error
+        raise
 
 
 class Store:
@@ -334,7 +352,7 @@ class Store:
                     failpoint("publish.half")
                     out.write(content[half:])
                 else:
-                    content(out)  # type: ignore[arg-type]
+                    _write_with(content, out)  # type: ignore[arg-type]
                     failpoint("publish.half")
                 due = out.n_bytes if expect_bytes is None else expect_bytes
                 if not os.fstat(fd).st_size == out.n_bytes == due:
@@ -370,10 +388,33 @@ class Store:
         return self.publish(target, to_json_bytes(obj))
 
     def publish_frame(self, target: Path, frame: pl.DataFrame, *, metadata: Mapping[str, str] | None = None) -> Receipt:
-        """`publish` a table as Parquet (zstd level 3, 250 k rows per row group); equal frames give equal bytes."""
-        buffer = io.BytesIO()
-        frame.write_parquet(buffer, compression="zstd", compression_level=3, row_group_size=250_000, metadata=dict(metadata or {}))
-        return self.publish(target, buffer.getvalue())
+        """`publish` a table as Parquet (zstd, 250 k rows per row group); equal frames give equal bytes."""
+        return self.publish_frames(target, [frame], frame.schema, metadata=metadata)
+
+    def publish_frames(
+        self, target: Path, frames: Iterable[pl.DataFrame], schema: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None
+    ) -> Receipt:
+        """`publish_frame` for a table that comes in pieces and is never whole in memory; where it was cut does not show in the bytes.
+
+        `frames` is walked while the file is written, in another thread; what it raises is raised here and nothing is published.
+        """
+        from polars.io.plugins import register_io_source
+
+        def pieces(columns: list[str] | None, predicate: object, n_rows: int | None, batch_size: int | None) -> Iterator[pl.DataFrame]:
+            yield from frames
+
+        def write(out: IO[bytes]) -> None:
+            table = register_io_source(pieces, schema=dict(schema))
+            table.sink_parquet(
+                out,
+                compression="zstd",
+                compression_level=1,  # 3 M events: 3.9 CPU s against 4.6 at level 3, for 3 % more bytes
+                row_group_size=ROW_GROUP_ROWS,
+                metadata=dict(metadata or {}),
+                engine="streaming",
+            )
+
+        return self.publish(target, write)
 
     def append_line(self, target: Path, obj: Any) -> None:
         """Append one JSON line in a single write, after cutting what a killed writer left of its last line. For growing logs only.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from beatsight_assets.events import COMPONENT_STRUCT
+from beatsight_assets.events import COMPONENT_STRUCT, sum_counts
 from beatsight_assets.taxonomy import DRUM_MIX, Taxonomy
 
 
@@ -29,6 +29,16 @@ class AliasReport:
     merged_duplicates: int = 0
     unknown: Mapping[str, int] = field(default_factory=dict)
     unchanged: int = 0
+
+    def __add__(self, other: AliasReport) -> AliasReport:
+        """Counts of both."""
+        names = sorted({*self.relabelled, *other.relabelled})
+        return AliasReport(
+            {n: sum_counts([self.relabelled.get(n, {}), other.relabelled.get(n, {})]) for n in names},
+            self.merged_duplicates + other.merged_duplicates,
+            sum_counts([self.unknown, other.unknown]),
+            self.unchanged + other.unchanged,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -5,16 +5,17 @@ Belongs here: the order of the steps and their gate. Does not belong here: the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import polars as pl
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
-from beatsight_assets.events import parquet_metadata, read_events
+from beatsight_assets.events import EVENT_SCHEMA, Manifest, parquet_metadata
 from beatsight_assets.manifest import aliases, openness, techniques
-from beatsight_assets.settings import Settings
+from beatsight_assets.settings import Settings, TechniqueConfig
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.verdict import Artifact, Rule, Verdict
@@ -30,9 +31,47 @@ class AnnotateOptions:
     recompute: bool = False
 
 
+@dataclass
+class Annotation:
+    """What the steps counted; complete when the last piece was taken.
+
+    n_unmoved : events that stand where they stood; n_tagged : events with a technique
+    """
+
+    n_rows: int = 0
+    n_unmoved: int = 0
+    n_tagged: int = 0
+    aliases: aliases.AliasReport = field(default_factory=aliases.AliasReport)
+    openness: openness.OpennessCounter = field(default_factory=openness.OpennessCounter)
+    technique_uses: list[pl.DataFrame] = field(default_factory=list)
+
+    @property
+    def technique_counts(self) -> pl.DataFrame:
+        """See `count_techniques`."""
+        return _summed(self.technique_uses)
+
+
+def count_techniques(events: pl.DataFrame) -> pl.DataFrame:
+    """Events, sessions and groups of each technique: columns technique, events, sessions, groups; most events first."""
+    return _summed([technique_uses(events)])
+
+
+def _summed(uses: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    return (
+        pl.concat([technique_uses(EVENT_SCHEMA.to_frame()), *uses])
+        .group_by("technique")
+        .agg(
+            pl.col("events").sum(),
+            pl.struct("source_set", "session_id").n_unique().alias("sessions"),
+            pl.col("group_id").n_unique().alias("groups"),
+        )
+        .sort(["events", "technique"], descending=[True, False])
+    )
+
+
 @dataclass(frozen=True)
 class Annotated:
-    """The annotated table and what each step counted."""
+    """An annotated table in memory and what each step counted."""
 
     frame: pl.DataFrame
     aliases: aliases.AliasReport
@@ -41,25 +80,31 @@ class Annotated:
 
 
 def annotate_events(events: pl.DataFrame, taxonomy: Taxonomy, *, recompute: bool = False) -> Annotated:
-    """Canonical labels, then techniques. Same rows in the same order; running it on its own result changes nothing."""
-    frame, report = aliases.with_canonical_labels(events, taxonomy)
-    frame = techniques.with_techniques(frame, recompute=recompute)
-    return Annotated(frame, report, openness.measure_openness(frame), count_techniques(frame))
+    """`annotated_pieces` of a table in memory."""
+    found = Annotation()
+    pieces = list(annotated_pieces(Manifest(events), taxonomy, found, recompute=recompute))
+    return Annotated(pl.concat(pieces) if pieces else events, found.aliases, found.openness.figures(), found.technique_counts)
 
 
-def count_techniques(events: pl.DataFrame) -> pl.DataFrame:
-    """Events, sessions and groups of each technique: columns technique, events, sessions, groups; most events first."""
-    tagged = events.filter(pl.col("techniques").list.len() > 0).select("source_set", "session_id", "group_id", technique="techniques")
-    return (
-        tagged.explode("technique", empty_as_null=False, keep_nulls=False)
-        .group_by("technique")
-        .agg(
-            pl.len().alias("events"),
-            pl.struct("source_set", "session_id").n_unique().alias("sessions"),
-            pl.col("group_id").n_unique().alias("groups"),
-        )
-        .sort(["events", "technique"], descending=[True, False])
-    )
+def annotated_pieces(manifest: Manifest, taxonomy: Taxonomy, found: Annotation, *, recompute: bool = False) -> Iterator[pl.DataFrame]:
+    """Canonical labels, then techniques, session by session. Same rows in the same order; running it on its own result changes nothing."""
+    for piece in manifest.sessions():
+        frame, report = aliases.with_canonical_labels(piece, taxonomy)
+        frame = techniques.with_techniques(frame, recompute=recompute)
+        found.n_rows += frame.height
+        found.n_unmoved += int((frame["event_id"] == piece["event_id"]).sum())
+        found.n_tagged += int((frame["techniques"].list.len() > 0).sum())
+        found.aliases += report
+        found.openness.add(frame)
+        found.technique_uses.append(technique_uses(frame))
+        yield frame
+
+
+def technique_uses(events: pl.DataFrame) -> pl.DataFrame:
+    """Events of each technique in each session: columns technique, source_set, session_id, group_id, events."""
+    keys = ("technique", "source_set", "session_id", "group_id")
+    tagged = events.filter(pl.col("techniques").list.len() > 0).select(*keys[1:], technique="techniques")
+    return tagged.explode("technique", empty_as_null=False, keep_nulls=False).group_by(keys).agg(pl.len().alias("events"))
 
 
 def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, progress: Progress = silent) -> Report:
@@ -84,33 +129,29 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
     max_unknown = int(health.get("max_unknown_labels", 0))
 
     def work() -> Outcome:
-        merged = read_events(settings.layout.merged)
-        if not merged.height:
+        merged = Manifest(settings.layout.merged)
+        if not merged.n_rows:
             raise NothingToDo("the merged table is empty. Run: beatsight events merge", code="no-events")
-        progress(f"annotating {merged.height:,} events")
-        found = annotate_events(merged, taxonomy, recompute=options.recompute)
-        counts = {name: {"events": n, "sessions": s, "groups": g} for name, n, s, g in found.technique_counts.iter_rows()}
-        strange = sorted(set(counts) - set(catalogue))
-        if strange:
-            raise InputError(
-                f"{', '.join(strange)} on {sum(counts[t]['events'] for t in strange):,} events; not in the catalogue. Correct the source, or add the technique",
-                code="unknown-technique",
-                where="configs/techniques.yaml",
-            )
-        settings.store.publish_frame(settings.layout.annotated, found.frame, metadata=parquet_metadata(taxonomy))
+        progress(f"annotating {merged.n_rows:,} events")
+        found = Annotation()
+        pieces = _known_only(annotated_pieces(merged, taxonomy, found, recompute=options.recompute), found, catalogue)
+        settings.store.publish_frames(settings.layout.annotated, pieces, EVENT_SCHEMA, metadata=parquet_metadata(taxonomy))
+        table = found.technique_counts
+        counts = {name: {"events": n, "sessions": s, "groups": g} for name, n, s, g in table.iter_rows()}
+        openness_figures = found.openness.figures()
         n_unknown = sum(found.aliases.unknown.values())
         rules = (
             Rule(
                 "rows_unchanged",
-                found.frame["event_id"].equals(merged["event_id"]),
-                found.frame.height,
-                merged.height,
+                found.n_unmoved == found.n_rows == merged.n_rows,
+                found.n_unmoved,
+                merged.n_rows,
                 "the same events in the same order",
             ),
             Rule.at_most("labels_canonical", n_unknown, max_unknown, f"unknown labels: {', '.join(found.aliases.unknown) or 'none'}"),
             Rule.at_most(
                 "openness_range",
-                found.openness.n_out_of_range + found.openness.n_not_on_hats,
+                openness_figures.n_out_of_range + openness_figures.n_not_on_hats,
                 0,
                 "openness lies within 0..1, and only on closed and open hats",
             ),
@@ -120,25 +161,24 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
             ),
             *(() if required else (Rule.waive("required_techniques", f"profile {settings.profile} requires none"),)),
         )
-        n_tagged = int((found.frame["techniques"].list.len() > 0).sum())
         artifact = Artifact(
             "annotated",
             settings.layout.rel(settings.layout.annotated),
             settings.store.sha256(settings.layout.annotated),
-            found.frame.height,
+            found.n_rows,
         )
         return Outcome(
-            outputs=[("annotated", settings.layout.annotated, found.frame.height)],
+            outputs=[("annotated", settings.layout.annotated, found.n_rows)],
             figures={
-                "rows": found.frame.height,
-                "tagged_events": n_tagged,
+                "rows": found.n_rows,
+                "tagged_events": found.n_tagged,
                 "relabelled": sum(n for to in found.aliases.relabelled.values() for n in to.values()),
                 "unknown_labels": n_unknown,
-                "openness_conflicts": found.openness.n_conflicts,
+                "openness_conflicts": openness_figures.n_conflicts,
             },
-            facts={"techniques": counts, "aliases": found.aliases.to_json(), "openness": vars(found.openness)},
-            verdicts=[Verdict("annotate", rules, inputs=(artifact,), support={"events": found.frame.height}, profile=settings.profile)],
-            table=Table(("technique", "events", "sessions", "groups"), tuple(found.technique_counts.head(24).iter_rows())),
+            facts={"techniques": counts, "aliases": found.aliases.to_json(), "openness": vars(openness_figures)},
+            verdicts=[Verdict("annotate", rules, inputs=(artifact,), support={"events": found.n_rows}, profile=settings.profile)],
+            table=Table(("technique", "events", "sessions", "groups"), tuple(table.head(24).iter_rows())),
         )
 
     return run_stage(
@@ -155,3 +195,15 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
         parents=[("merged", settings.layout.merged)],
         work=work,
     )
+
+
+def _known_only(pieces: Iterator[pl.DataFrame], found: Annotation, catalogue: Mapping[str, TechniqueConfig]) -> Iterator[pl.DataFrame]:
+    """The pieces, and an error in place of an end when an event carries a tag that the catalogue does not define."""
+    yield from pieces
+    strange = {name: n for name, n, *_ in found.technique_counts.iter_rows() if name not in catalogue}
+    if strange:
+        raise InputError(
+            f"{', '.join(sorted(strange))} on {sum(strange.values()):,} events; not in the catalogue. Correct the source, or add the technique",
+            code="unknown-technique",
+            where="configs/techniques.yaml",
+        )

@@ -6,15 +6,25 @@ Does not belong here: merging hits into events (`events.assemble`). Two tables t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from beatsight_assets.errors import GateFailed, InputError, NothingToDo
-from beatsight_assets.events import empty_frame, parquet_metadata, read_events
+from beatsight_assets.events import (
+    EVENT_SCHEMA,
+    PIECE_ROWS,
+    SESSION_KEY,
+    Manifest,
+    empty_frame,
+    parquet_metadata,
+    session_starts,
+)
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, digest_of, is_intact, read_receipt, run_stage, silent
 from beatsight_assets.taxonomy import Taxonomy
@@ -44,9 +54,35 @@ class Conflict:
     n_rows: int
 
 
+@dataclass
+class MergeFigures:
+    """What a merge met on its way; complete when the last piece was taken.
+
+    n_rows : rows of the result; n_collapsed : equal rows that became one
+    sessions, groups : of each source set
+    """
+
+    n_rows: int = 0
+    n_collapsed: int = 0
+    sessions: Counter[str] = field(default_factory=Counter)
+    groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+class IdConflict(GateFailed):
+    """Event ids with unequal content. `conflicts` holds all of them, in the order of the manifest."""
+
+    conflicts: tuple[Conflict, ...] = ()
+
+    @classmethod
+    def of(cls, conflicts: Sequence[Conflict]) -> IdConflict:
+        error = cls(conflict_message(conflicts), code="id-conflict")
+        error.conflicts = tuple(conflicts)
+        return error
+
+
 @dataclass(frozen=True)
 class MergeResult:
-    """frame : sorted by ORDER, every id once unless it is in conflict; n_collapsed : equal rows that became one."""
+    """A union in memory: sorted by ORDER, every id once unless it is in conflict; n_collapsed : equal rows that became one."""
 
     frame: pl.DataFrame
     n_collapsed: int
@@ -54,39 +90,97 @@ class MergeResult:
 
 
 def merge_frames(frames: Sequence[pl.DataFrame]) -> MergeResult:
-    """Union of event tables. The order of inputs does not matter; merging a table with itself gives the table."""
-    filled = [f for f in frames if f.height]
-    if not filled:
-        return MergeResult(empty_frame(), 0, ())
-    frame = pl.concat(sorted(filled, key=lambda f: tuple(f.row(0, named=True)[c] for c in ORDER)))
-    if not _is_sorted(frame):
-        order = frame.select(ORDER).with_row_index("row").sort(ORDER, maintain_order=True)["row"]
-        frame = frame.rechunk()[order]  # gathering nested columns from many chunks is 15 times slower than from one
-    repeated = _rows_with_repeated_id(frame["event_id"])
-    if not repeated.size:
-        return MergeResult(frame, 0, ())
-    frame = frame.rechunk()
-    ids = frame["event_id"].gather(repeated)
-    repeated = repeated[ids.arg_sort().to_numpy()]  # equal ids side by side
-    rows = frame[repeated]
-    starts = rows["event_id"].ne_missing(rows["event_id"].shift(1)).to_numpy()
-    first = np.maximum.accumulate(np.where(starts, np.arange(repeated.size), 0))
-    kept = rows[first]
-    same = np.ones(repeated.size, dtype=bool)
+    """Union of event tables in memory, see `merged_pieces`."""
+    return _merged([Manifest(f) for f in frames])
+
+
+def _merged(manifests: Sequence[Manifest]) -> MergeResult:
+    figures, pieces = MergeFigures(), [empty_frame()]
+    conflicts: tuple[Conflict, ...] = ()
+    try:
+        pieces += merged_pieces(manifests, figures)
+    except IdConflict as error:
+        conflicts = error.conflicts
+    return MergeResult(pl.concat(pieces, rechunk=True), figures.n_collapsed, conflicts)
+
+
+def merged_pieces(manifests: Sequence[Manifest], figures: MergeFigures) -> Iterator[pl.DataFrame]:
+    """Union of event tables in pieces of whole sessions, sorted by ORDER; equal rows collapse; `figures` is filled on the way.
+
+    The order of inputs does not matter; merging a table with itself gives the table. Inputs whose sessions stand in order are read once,
+    a row group at a time; another one is sorted in memory first.
+
+    Raises
+    ------
+    IdConflict : after the last piece, so that all conflicts are known; whoever publishes has not published yet
+    """
+    inputs = [m if m.in_order() else Manifest(m.read().sort(ORDER, maintain_order=True)) for m in manifests if m.n_rows]
+    hashes = []
+    for slices in _plan(inputs):
+        piece, n_collapsed = _collapsed(_sorted([inputs[i].read(start, end) for i, start, end in slices]))
+        figures.n_rows += piece.height
+        figures.n_collapsed += n_collapsed
+        for name, _, group in piece.select(*SESSION_KEY, "group_id").filter(pl.Series(session_starts(piece))).iter_rows():
+            figures.sessions[name] += 1
+            figures.groups[name].add(group)
+        hashes.append(piece["event_id"].hash().to_numpy())
+        yield piece
+    conflicts = _conflicts(inputs, hashes)
+    if conflicts:
+        raise IdConflict.of(conflicts)
+
+
+def _plan(inputs: Sequence[Manifest]) -> Iterator[list[tuple[int, int, int]]]:
+    """(input, first row, end row) of each piece of the union: every session whole, with the rows that all inputs have of it."""
+    if not inputs:
+        return
+    runs = pl.concat(
+        [
+            pl.DataFrame({**m.runs.to_dict(), "end": [*m.runs["row"].to_list()[1:], m.n_rows], "input": [i] * m.runs.height})
+            for i, m in enumerate(inputs)
+        ]
+    ).sort(*SESSION_KEY, "input")
+    starts = session_starts(runs)
+    piece = ((runs["end"] - runs["row"]).cum_sum().to_numpy() - 1) // PIECE_ROWS
+    piece = np.maximum.accumulate(piece[np.maximum.accumulate(np.where(starts, np.arange(runs.height), 0))])  # where its session begins
+    spans = (
+        runs.with_columns(piece=pl.Series(piece))
+        .group_by("piece", "input", maintain_order=True)
+        .agg(pl.col("row").min(), pl.col("end").max())
+    )
+    for _, part in spans.group_by("piece", maintain_order=True):
+        yield list(part.select("input", "row", "end").iter_rows())
+
+
+def _sorted(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """One table in ORDER from parts whose sessions are."""
+    frame = pl.concat(parts)
+    if len(parts) == 1:
+        onset = frame["onset_time"].to_numpy()
+        rises = onset[1:] > onset[:-1]
+        at = 1 + np.flatnonzero(~rises & ~session_starts(frame)[1:])  # rows that do not come after the one before by time alone
+        ids = frame["event_id"]
+        if ((onset[at] == onset[at - 1]) & (ids.gather(at) >= ids.gather(at - 1)).to_numpy()).all():
+            return frame
+    order = frame.select(ORDER).with_row_index("row").sort(ORDER, maintain_order=True)["row"]
+    return frame.rechunk()[order]  # gathering nested columns from many chunks is 15 times slower than from one
+
+
+def _collapsed(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Rows in ORDER without those that equal the row before them in every column, and how many those were."""
+    ids = frame["event_id"]
+    twins = np.flatnonzero((ids == ids.shift(1)).fill_null(False).to_numpy())
+    if not twins.size:
+        return frame, 0
+    runs = np.cumsum(np.append(True, np.diff(twins) > 1)) - 1
+    first = twins[np.append(True, np.diff(twins) > 1)][runs] - 1  # of the rows with this id
+    same = np.ones(twins.size, dtype=bool)
+    rows, kept = frame[twins], frame[first]
     for name in frame.columns:
         same &= rows[name].eq_missing(kept[name]).to_numpy()
-    in_conflict = np.isin(first, first[~same])
-    conflicts = tuple(
-        Conflict(*row)
-        for row in rows.filter(pl.Series(in_conflict))
-        .group_by("event_id", "source_set", "session_id", "onset_time")
-        .len()
-        .sort(ORDER)
-        .iter_rows()
-    )
     keep = np.ones(frame.height, dtype=bool)
-    keep[repeated[~starts & ~in_conflict]] = False
-    return MergeResult(frame.filter(pl.Series(keep)), int((~keep).sum()), conflicts)
+    keep[twins[same]] = False
+    return frame.filter(pl.Series(keep)), int(same.sum())
 
 
 def merge_files(paths: Sequence[Path]) -> tuple[MergeResult, list[int]]:
@@ -97,31 +191,25 @@ def merge_files(paths: Sequence[Path]) -> tuple[MergeResult, list[int]]:
     InputError `missing-input`, `bad-manifest`
     NothingToDo `nothing-to-do` : zero rows in all of them
     """
-    frames = [read_events(path) for path in paths]
-    result = merge_frames(frames)
-    if not result.frame.height:
+    manifests = [Manifest(path) for path in paths]
+    if not any(m.n_rows for m in manifests):
         raise NothingToDo("the inputs hold no event; nothing was written", code="nothing-to-do")
-    return result, [frame.height for frame in frames]
+    return _merged(manifests), [m.n_rows for m in manifests]
 
 
-def _is_sorted(frame: pl.DataFrame) -> bool:
-    rises = pl.lit(True)
-    for name in reversed(ORDER):
-        before = pl.col(name).shift(1)
-        rises = (pl.col(name) > before) | ((pl.col(name) == before) & rises)
-    return bool(frame.select(rises.fill_null(True).all()).item())
+def _conflicts(inputs: Sequence[Manifest], hashes: Sequence[NDArray[np.uint64]]) -> list[Conflict]:
+    """Ids that still stand in two rows; where in several sessions, the first is named.
 
-
-def _rows_with_repeated_id(ids: pl.Series) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Rows whose id occurs more than once. Works on hashes of the ids; only rows with equal hashes are compared as text."""
-    hashes = ids.hash().to_numpy()
-    ordered = np.sort(hashes)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not twice.size:
-        return np.empty(0, dtype=np.int64)
-    place = np.searchsorted(twice, hashes).clip(max=twice.size - 1)
-    candidates = np.flatnonzero(twice[place] == hashes)
-    return candidates[ids.gather(candidates).is_duplicated().to_numpy()]
+    Works on hashes of the ids (8 bytes a row); only rows with equal hashes are read again.
+    """
+    ordered = np.sort(np.concatenate([*hashes, np.empty(0, np.uint64)]))
+    twice = pl.Series(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+    if not twice.len():
+        return []
+    suspects = _sorted([p.filter(p["event_id"].hash().is_in(twice.implode())) for m in inputs for p in m.pieces()] + [empty_frame()])
+    suspects = _collapsed(suspects)[0].select(ORDER)
+    named = suspects.group_by("event_id", maintain_order=True).agg(pl.first("source_set", "session_id", "onset_time"), pl.len())
+    return [Conflict(*row) for row in named.filter(pl.col("len") > 1).iter_rows()]
 
 
 def run(settings: Settings, options: MergeOptions = MergeOptions(), *, progress: Progress = silent) -> Report:
@@ -150,23 +238,19 @@ def run(settings: Settings, options: MergeOptions = MergeOptions(), *, progress:
     taxonomy = Taxonomy.load(settings)
 
     def work() -> Outcome:
-        frames = []
-        for name in present:
-            progress(f"reading {settings.layout.rel(settings.layout.events(name))}")
-            frames.append(read_events(settings.layout.events(name)))
-        n_read = sum(f.height for f in frames)
-        result = merge_frames(frames)
-        if result.conflicts:
-            raise GateFailed(conflict_message(result.conflicts), code="id-conflict")
-        if not result.frame.height:
+        manifests = {name: Manifest(settings.layout.events(name)) for name in present}
+        n_read = sum(m.n_rows for m in manifests.values())
+        progress(f"merging {n_read:,} events of {len(present)} datasets")
+        if not n_read:
             raise NothingToDo("the event tables are empty. Look at quarantine/ for the reason", code="no-events")
-        progress(f"writing {result.frame.height:,} events")
-        settings.store.publish_frame(settings.layout.merged, result.frame, metadata=parquet_metadata(taxonomy))
+        result = MergeFigures()
+        pieces = merged_pieces(list(manifests.values()), result)
+        settings.store.publish_frames(settings.layout.merged, pieces, EVENT_SCHEMA, metadata=parquet_metadata(taxonomy))
         counts = [
-            (name, f.height, f["session_id"].n_unique(), f["group_id"].n_unique(), settings.store.sha256(settings.layout.events(name)))
-            for name, f in zip(present, frames, strict=True)
+            (name, m.n_rows, result.sessions[name], len(result.groups[name]), settings.store.sha256(settings.layout.events(name)))
+            for name, m in manifests.items()
         ]
-        n_rows = result.frame.height
+        n_rows = result.n_rows
         rules = (
             Rule(
                 "conserves_rows",

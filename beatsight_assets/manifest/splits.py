@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
+from beatsight_assets.events import EVENT_SCHEMA, Manifest
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.taxonomy import UNSPECIFIED, Taxonomy, View
@@ -26,9 +27,9 @@ PROTECTION = {split: i for i, split in enumerate(SPLITS)}  # the most protected 
 RATIOS = (0.8, 0.1, 0.1)
 AUDIO_NAME = r"(?i)\.(wav|flac|aiff?|ogg|mp3)$"  # every audio file of a session counts: raw recordings and mixes lie beside a stem
 LISTED = 50  # joined groups named in the receipt
-COLUMNS = (
+TAKE_FIELDS = (
     *("source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "audio_path", "midi_path"),
-    *("components", "split_hint", "mix_context"),
+    *("split_hint", "mix_context"),
 )
 SPLITS_SCHEMA = pl.Schema(
     {
@@ -152,12 +153,56 @@ class SplitFigures:
     synthetic_share: Mapping[str, float]
 
 
-def measure(events: pl.DataFrame, table: pl.DataFrame, keys: pl.DataFrame, view: View) -> SplitFigures:
-    """Figures of a split table about the events it is for (`COLUMNS`) and their content keys (`content_keys`)."""
+@dataclass(frozen=True)
+class Takes:
+    """What a split needs to know of the events, in thousands of rows instead of millions.
+
+    rows : one per distinct row of TAKE_FIELDS, and `events`, how many events it stands for
+    classes : (group_id, label) pairs that occur, without stems and without hits of an unspecified piece
+    """
+
+    rows: pl.DataFrame
+    classes: pl.DataFrame
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Takes:
+        """Takes of a manifest, read a row group at a time."""
+        rows, classes = [], []
+        for piece in manifest.pieces((*TAKE_FIELDS, "components")):
+            rows.append(piece.group_by(TAKE_FIELDS).agg(pl.len().cast(pl.Int64).alias("events")))
+            classes.append(_classes(piece))
+        empty = EVENT_SCHEMA.to_frame()
+        rows.append(empty.group_by(TAKE_FIELDS).agg(pl.len().cast(pl.Int64).alias("events")))
+        classes.append(_classes(empty))
+        return cls(
+            pl.concat(rows).group_by(TAKE_FIELDS).agg(pl.col("events").sum()).sort(TAKE_FIELDS),
+            pl.concat(classes).unique().sort("group_id", "label"),
+        )
+
+
+def _classes(events: pl.DataFrame) -> pl.DataFrame:
+    """Distinct (group_id, label) of the hits that say what was struck."""
+    hits = events["components"].explode(empty_as_null=False, keep_nulls=False)
+    per_event = events["components"].list.len().fill_null(0).to_numpy()
+    groups = events["group_id"].cast(pl.Categorical)
+    pairs = pl.DataFrame(
+        {
+            "group": groups.to_physical().to_numpy().repeat(per_event),
+            "label": hits.struct.field("label").cast(pl.Categorical),
+            "stem": (events["mix_context"] == "stem").fill_null(False).to_numpy().repeat(per_event),
+        }
+    ).filter(~pl.col("stem") & (hits.struct.field("instrument_variant").ne_missing(UNSPECIFIED)))
+    names = pl.DataFrame({"group": groups.to_physical(), "group_id": events["group_id"]}).unique("group")
+    return pairs.select("group", "label").unique().join(names, on="group").select("group_id", pl.col("label").cast(pl.String))
+
+
+def measure(takes: Takes, table: pl.DataFrame, keys: pl.DataFrame, view: View) -> SplitFigures:
+    """Figures of a split table about the takes it is for and their content keys (`content_keys`)."""
     split = table.select("group_id", "split")
-    rows = events.join(split.unique("group_id", keep="first"), on="group_id", how="left")
+    rows = takes.rows.join(split.unique("group_id", keep="first"), on="group_id", how="left")
     known = rows.filter(pl.col("split").is_in(SPLITS))
-    counts = dict(known.group_by("split").len().iter_rows())
+    events = pl.col("events")
+    counts = dict(known.group_by("split").agg(events.sum()).iter_rows())
     test_groups = set(rows.filter(pl.col("split_hint") == "test")["group_id"].unique())
     protected = [g for members in components(table["group_id"].unique(), _links(keys)) if test_groups & set(members) for g in members]
     hint, at = pl.col("split_hint"), pl.col("split")
@@ -165,16 +210,7 @@ def measure(events: pl.DataFrame, table: pl.DataFrame, keys: pl.DataFrame, view:
         (hint == "val") & (at != "val") & ~((at == "test") & pl.col("group_id").is_in(protected))
     )
     hits = (
-        known.filter(pl.col("mix_context") != "stem")
-        .select("group_id", "split", "components")
-        .explode("components", empty_as_null=False, keep_nulls=False)
-        .select(
-            "group_id",
-            "split",
-            pl.col("components").struct.field("label"),
-            pl.col("components").struct.field("instrument_variant").alias("variant"),
-        )
-        .filter(pl.col("variant").ne_missing(UNSPECIFIED))
+        takes.classes.join(known.select("group_id", "split").unique(), on="group_id")
         .with_columns(pl.col("label").replace_strict(dict(view.class_of), default=None, return_dtype=pl.String).alias("class"))
         .drop_nulls("class")
         .group_by("class", "split")
@@ -185,18 +221,19 @@ def measure(events: pl.DataFrame, table: pl.DataFrame, keys: pl.DataFrame, view:
         class_groups[name][where] = n
     hinted = rows.filter(hint.is_not_null()).select("group_id").unique()
     free = dict(table.join(hinted, on="group_id", how="anti").group_by("split").len().iter_rows())
+    synthetic = known.group_by("split").agg((events * pl.col("is_synthetic")).sum() / events.sum())
     return SplitFigures(
         n_events={s: counts.get(s, 0) for s in SPLITS},
         group_overlap=_in_two_splits(split, "group_id"),
         audio_overlap=_in_two_splits(keys.filter(pl.col("kind") == "audio").join(split, on="group_id"), "key"),
         midi_overlap=_in_two_splits(keys.filter(pl.col("kind") == "midi").join(split, on="group_id"), "key"),
-        events_moved=int(known.select(moved.fill_null(False).sum()).item()),
-        events_unassigned=rows.height - known.height,
+        events_moved=int(known.filter(moved.fill_null(False))["events"].sum()),
+        events_unassigned=int(rows["events"].sum()) - int(known["events"].sum()),
         free_groups={s: free.get(s, 0) for s in SPLITS},
         class_groups=class_groups,
         drummers_in_two_splits=_in_two_splits(known, "drummer_id"),
         kits_in_two_splits=_in_two_splits(known, "kit_id"),
-        synthetic_share={s: round(float(v), 6) for s, v in sorted(known.group_by("split").agg(pl.col("is_synthetic").mean()).iter_rows())},
+        synthetic_share={s: round(float(v), 6) for s, v in sorted(synthetic.iter_rows())},
     )
 
 
@@ -262,22 +299,24 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
     layout = settings.layout
     if not layout.annotated.is_file():
         raise InputError("file does not exist. Run: beatsight events annotate", code="missing-input", where=layout.rel(layout.annotated))
-    sources = sorted(pl.read_parquet(layout.annotated, columns=["source_set"])["source_set"].unique().to_list())
+    manifest = Manifest(layout.annotated)
+    sources = sorted({name for piece in manifest.pieces(["source_set"]) for name in piece["source_set"].unique()})
     provenance_paths = [layout.provenance(name) for name in sources]
     limits = settings.gates.splits.model_dump()
     taxonomy = Taxonomy.load(settings)
     view = taxonomy.view(limits.get("view", "drums18"))
 
     def work() -> Outcome:
-        events = pl.read_parquet(layout.annotated, columns=list(COLUMNS))
-        if not events.height:
+        if not manifest.n_rows:
             raise NothingToDo("the annotated table is empty", code="no-events")
+        progress(f"splitting {manifest.n_rows:,} events")
+        takes = Takes.of(manifest)
         groups = (
-            events.group_by("group_id")
+            takes.rows.group_by("group_id")
             .agg(
                 pl.col("split_hint").drop_nulls().unique().sort().alias("hints"),
                 pl.col("source_set").unique().sort().alias("source_sets"),
-                pl.len().cast(pl.Int64).alias("events"),
+                pl.col("events").sum(),
                 pl.struct("source_set", "session_id").n_unique().cast(pl.Int64).alias("sessions"),
             )
             .sort("group_id")
@@ -291,7 +330,7 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
         provenance = pl.concat(
             [pl.read_parquet(p, columns=["source_set", "session_id", "hashes", "facts"]) for p in provenance_paths], how="vertical_relaxed"
         )
-        keys = content_keys(provenance, events.select("source_set", "session_id", "group_id", "audio_path", "midi_path").unique())
+        keys = content_keys(provenance, takes.rows.select("source_set", "session_id", "group_id", "audio_path", "midi_path").unique())
         found = assign(hints, _links(keys), seed=options.seed, ratios=options.ratios)
         table = pl.DataFrame(
             {
@@ -301,7 +340,7 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
             }
         ).select(pl.col(c).cast(t) for c, t in SPLITS_SCHEMA.items())
         settings.store.publish_frame(layout.splits, table, metadata={"schema": "beatsight.splits/1", "seed": str(options.seed)})
-        figures = measure(events, table, keys, view)
+        figures = measure(takes, table, keys, view)
         artifact = Artifact("splits", layout.rel(layout.splits), settings.store.sha256(layout.splits), table.height)
         verdict = judge(figures, limits, ratios=options.ratios, inputs=(artifact,), profile=settings.profile)
         conflicts = [(g, h) for g, h in hints.items() if len(h) > 1]

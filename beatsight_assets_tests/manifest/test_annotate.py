@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from beatsight_assets.errors import ConfigError, InputError
+from beatsight_assets.events import Manifest
 from beatsight_assets.manifest import annotate, merge
-from beatsight_assets.manifest.annotate import AnnotateOptions, annotate_events
+from beatsight_assets.manifest.annotate import AnnotateOptions, Annotation, annotate_events, annotated_pieces
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import Taxonomy
+from beatsight_assets.testing.manifests import made_manifest
 from beatsight_assets_tests.manifest.factory import event, frame, hit, random_events
 from beatsight_assets_tests.manifest.lake import ingest_frame, make_lake
 
@@ -79,3 +82,24 @@ def test_a_limit_on_an_unknown_technique_is_a_configuration_error(tmp_path: Path
     lake.gates.health["required_techniques"] = ["hihat_brak"]
     with pytest.raises(ConfigError, match="Did you mean hihat_bark"):
         annotate.run(lake)
+
+
+def test_pieces_do_not_show() -> None:
+    """Session by session or all at once, in order or shuffled: the same rows, the same counts."""
+    events = made_manifest(6_000, seed=2).unique("event_id", maintain_order=True)
+    whole = annotate_events(events, Taxonomy.shipped())
+    found = Annotation()
+    pieces = list(annotated_pieces(SmallPieces(events), Taxonomy.shipped(), found))
+    assert len(pieces) > 5 and pl.concat(pieces).equals(whole.frame)
+    assert found.technique_counts.equals(whole.technique_counts)
+    assert (found.aliases, found.openness.figures()) == (whole.aliases, whole.openness)
+    order = events.with_row_index("row").sample(fraction=1.0, shuffle=True, seed=1)["row"]
+    shuffled = annotate_events(events[order], Taxonomy.shipped())
+    assert shuffled.frame.equals(whole.frame[order]) and shuffled.technique_counts.equals(whole.technique_counts)
+
+
+class SmallPieces(Manifest):
+    """Pieces of about 500 rows."""
+
+    def sessions(self, columns: Sequence[str] | None = None, *, rows: int = 500) -> Iterator[pl.DataFrame]:
+        return super().sessions(columns, rows=rows)

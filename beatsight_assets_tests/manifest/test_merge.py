@@ -12,6 +12,7 @@ from beatsight_assets.errors import GateFailed, InputError, NothingToDo
 from beatsight_assets.events import EVENT_SCHEMA
 from beatsight_assets.manifest import merge
 from beatsight_assets.manifest.merge import MergeOptions, merge_frames
+from beatsight_assets.testing.manifests import made_manifest
 from beatsight_assets_tests.manifest.factory import event, frame, hit, random_events
 from beatsight_assets_tests.manifest.lake import ingest_frame, make_lake
 
@@ -29,6 +30,54 @@ def test_rows_are_conserved_and_sorted() -> None:
     assert merged.frame.equals(pl.concat(parts).rechunk().sort(merge.ORDER))
 
 
+def plain_merge(frames: list[pl.DataFrame]) -> tuple[list[dict[str, Any]], int, set[str]]:
+    """The union row by row, as plain as `spec/events.md` section 3 says it: rows, how many collapsed, ids in conflict."""
+    by_id: dict[str, list[dict[str, Any]]] = {}
+    n_collapsed = 0
+    for table in frames:
+        for row in table.iter_rows(named=True):
+            known = by_id.setdefault(row["event_id"], [])
+            if row in known:
+                n_collapsed += 1
+            else:
+                known.append(row)
+    rows = [row for found in by_id.values() for row in found]
+    rows.sort(key=lambda r: (r["source_set"], r["session_id"], r["onset_time"], r["event_id"]))
+    return rows, n_collapsed, {name for name, found in by_id.items() if len(found) > 1}
+
+
+def test_equals_the_plain_loop_on_generated_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row the union of 20,000 events with copies, cut into overlapping unsorted tables, is what the plain loop says."""
+    monkeypatch.setattr(merge, "PIECE_ROWS", 1_500)
+    events = made_manifest(20_000, seed=1)
+    tables = [
+        events.filter(pl.col("source_set") == "made_kit"),
+        events[3_000:12_000],
+        events[11_000:].sample(fraction=1.0, shuffle=True, seed=3),
+    ]
+    rows, n_collapsed, conflicts = plain_merge(tables)
+    assert n_collapsed > 5_000 and not conflicts
+    found = merge_frames(tables)
+    assert found.n_collapsed == n_collapsed
+    assert found.frame.to_dicts() == rows
+
+
+@pytest.mark.data
+def test_groove_merges_as_the_plain_loop_says(groove_events: pl.DataFrame) -> None:
+    """189,847 real events with a part of them given twice: the union is the table itself."""
+    found = merge_frames([groove_events[100_000:], groove_events, groove_events[:50_000]])
+    assert found.n_collapsed == groove_events.height - 100_000 + 50_000
+    assert found.frame.equals(groove_events.sort(merge.ORDER))
+
+
+def test_an_id_in_two_sessions_is_a_conflict() -> None:
+    """Equal ids far apart are found too, and all conflicts are listed at once in manifest order."""
+    one = kicks(1.0, 2.0)
+    other = kicks(1.0, 2.0, session="z.mid").with_columns(event_id=one["event_id"])
+    found = merge_frames([other, one])
+    assert [(c.session_id, c.onset_time, c.n_rows) for c in found.conflicts] == [("a.mid", 1.0, 2), ("a.mid", 2.0, 2)]
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_order_and_repetition_of_inputs_do_not_matter(picks: list[int], order: Any) -> None:
@@ -43,9 +92,9 @@ def test_order_and_repetition_of_inputs_do_not_matter(picks: list[int], order: A
         order.shuffle(rows)
         shuffled.append(part[rows])
     order.shuffle(shuffled)
-    again = merge_frames(shuffled)
-    assert again.frame.equals(once.frame)
+    assert merge_frames(shuffled).frame.equals(once.frame)
     assert merge_frames([once.frame, *shuffled]).frame.equals(once.frame)
+    assert merge_frames([once.frame, once.frame]).frame.equals(once.frame)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +113,8 @@ def test_equal_ids_with_unequal_content_are_conflicts(change: dict[str, Any]) ->
     first = kicks(0.5, 1.0)
     other = frame([{**event(1.0, hit("kick", 0.5)), **change}])
     result = merge_frames([first, other, first])
-    assert [(c.onset_time, c.n_rows) for c in result.conflicts] == [(1.0, 3)]
-    assert result.n_collapsed == 1
+    assert [(c.onset_time, c.n_rows) for c in result.conflicts] == [(1.0, 2)]
+    assert result.n_collapsed == 2
 
 
 def test_nothing_and_empty_tables() -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beatsight_assets.errors import ConfigError, InputError
+from beatsight_assets.events import Manifest
 from beatsight_assets.manifest import annotate, merge, splits
-from beatsight_assets.manifest.splits import SPLITS, SplitOptions, assign, content_keys, judge, measure
+from beatsight_assets.manifest.splits import SPLITS, SplitOptions, Takes, assign, content_keys, judge, measure
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import bucket
@@ -109,13 +110,13 @@ THREE = frame([event(0.0, "kick", session=f"{g}.mid", group_id=g, split_hint=h) 
 )
 def test_gate_sees_leaks_in_a_table_it_did_not_make(where: dict[str, str], content: pl.DataFrame, red: list[str]) -> None:
     """Shared content, moved official splits and unassigned events are found in any split table; an empty split fails."""
-    verdict = judge(measure(THREE, table(**where), content, VIEW), LIMITS)
+    verdict = judge(measure(Takes.of(Manifest(THREE)), table(**where), content, VIEW), LIMITS)
     assert [r.name for r in verdict.rules if r.blocking and not r.passed] + [r.code for r in verdict.reasons] == red
 
 
 def test_group_in_two_splits_is_found() -> None:
     """A table that names one group twice with two splits is red."""
-    figures = measure(THREE, pl.concat([table(a="train", b="val", c="test"), table(a="test")]), keys(), VIEW)
+    figures = measure(Takes.of(Manifest(THREE)), pl.concat([table(a="train", b="val", c="test"), table(a="test")]), keys(), VIEW)
     assert [r.name for r in judge(figures, LIMITS).rules if not r.passed] == ["group_overlap"]
 
 
@@ -123,7 +124,7 @@ def test_shares_and_classes_warn_only() -> None:
     """With more than 50 free groups shares are judged, with 30 groups of a class its presence; both warn and do not block."""
     rows = frame([event(0.0, "kick" if i else "snare", session=f"{i}.mid", group_id=f"g{i}") for i in range(60)])
     where = {f"g{i}": "val" if i == 1 else "test" if i == 0 else "train" for i in range(60)}
-    verdict = judge(measure(rows, table(**where), keys(), VIEW), LIMITS)
+    verdict = judge(measure(Takes.of(Manifest(rows)), table(**where), keys(), VIEW), LIMITS)
     assert verdict.passed
     assert [r.name for r in verdict.rules if not r.passed] == [
         "split_share[train]",
