@@ -27,7 +27,7 @@ from beatsight_assets_tests.crash import writers
 from beatsight_assets_tests.crash.sweep import Forked, SweepResult, is_exhaustive, scratch, sweep, tree
 
 EVERY_POINT = 10_000
-SAMPLES = {"recording_features": EVERY_POINT}  # the cache is struck everywhere on every push
+SAMPLES = {"recording_features": EVERY_POINT, "ingest": 24}  # the cache is struck everywhere on every push; ingest has the most files
 HISTORY = ("computed", "reused", "repaired")  # figures that tell how a run went, not what it made
 READERS: dict[str, Callable[[Path], object]] = {".parquet": pl.read_parquet, ".npy": features.read_features, ".json": store.read_json}
 _seen: set[str] = set()  # contents that could be read
