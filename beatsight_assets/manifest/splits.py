@@ -26,6 +26,9 @@ SPLITS = ("train", "val", "test")
 PROTECTION = {split: i for i, split in enumerate(SPLITS)}  # the most protected of several hints wins
 RATIOS = (0.8, 0.1, 0.1)
 AUDIO_NAME = r"(?i)\.(wav|flac|aiff?|ogg|mp3)$"  # every audio file of a session counts: raw recordings and mixes lie beside a stem
+MIDI_NAME = r"(?i)\.midi?$"
+SESSION = ("source_set", "session_id", "group_id")
+LISTED_SESSIONS = 5  # of one repeated take
 LISTED = 50  # joined groups named in the receipt
 TAKE_FIELDS = (
     *("source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "audio_path", "midi_path"),
@@ -115,25 +118,51 @@ def components(groups: Iterable[str], links: Iterable[tuple[str, str]]) -> list[
     return list(members.values())
 
 
-def content_keys(provenance: pl.DataFrame, paths: pl.DataFrame) -> pl.DataFrame:
-    """What each session holds: columns group_id, kind (audio, midi), key; nothing for a session without digests.
+def session_keys(provenance: pl.DataFrame, paths: pl.DataFrame) -> pl.DataFrame:
+    """What each session holds: columns source_set, session_id, group_id, kind (audio, midi), key; nothing for a session without digests.
 
     Parameters
     ----------
     provenance : source_set, session_id, hashes, facts
     paths : source_set, session_id, group_id, audio_path, midi_path of the sessions that have events. Without a MIDI file there is no MIDI
-        content: all samples that hold one stroke at 0 s would be "equal"
+        content: all samples that hold one stroke at 0 s would be "equal". A MIDI file counts by its bytes too, for two note maps read
+        different hits from it
     """
     sessions = provenance.join(paths, on=["source_set", "session_id"], how="inner")
-    audio = (
-        sessions.explode("hashes", empty_as_null=False, keep_nulls=False)
-        .filter(pl.col("hashes").struct.field("path").str.contains(AUDIO_NAME))
-        .select("group_id", kind=pl.lit("audio"), key=pl.col("hashes").struct.field("sha256"))
+    path = pl.col("hashes").struct.field("path")
+    files = sessions.explode("hashes", empty_as_null=False, keep_nulls=False).select(
+        *SESSION,
+        kind=pl.when(path.str.contains(AUDIO_NAME)).then(pl.lit("audio")).when(path.str.contains(MIDI_NAME)).then(pl.lit("midi")),
+        key=pl.col("hashes").struct.field("sha256"),
     )
-    midi = sessions.drop_nulls("midi_path").select(
-        "group_id", kind=pl.lit("midi"), key=pl.col("facts").str.json_path_match("$.midi_content")
+    played = sessions.drop_nulls("midi_path").select(
+        *SESSION, kind=pl.lit("midi"), key=pl.col("facts").str.json_path_match("$.midi_content")
     )
-    return pl.concat([audio, midi]).drop_nulls("key").unique().sort("kind", "key", "group_id")
+    return pl.concat([files, played]).drop_nulls().unique()
+
+
+def content_keys(sessions: pl.DataFrame) -> pl.DataFrame:
+    """What each group holds, from `session_keys`: columns group_id, kind, key; sorted."""
+    return sessions.select("group_id", "kind", "key").unique().sort("kind", "key", "group_id")
+
+
+def repeats(sessions: pl.DataFrame) -> pl.DataFrame:
+    """Content that more than one session holds, from `session_keys`: kind, sessions (`source_set/session_id`, sorted), source_sets, groups.
+
+    A take found twice is one row, whether its sessions share a group (the sources know that they are one) or are joined by this step.
+    """
+    found = (
+        sessions.group_by("kind", "key")
+        .agg(
+            pl.concat_str("source_set", "session_id", separator="/").unique().sort().alias("sessions"),
+            pl.col("source_set").unique().sort().alias("source_sets"),
+            pl.col("group_id").unique().sort().alias("groups"),
+        )
+        .filter(pl.col("sessions").list.len() > 1)
+    )
+    found = found.drop("key").unique(["kind", "sessions"])
+    order = [pl.col("source_sets").list.len(), pl.col("groups").list.len(), "kind", pl.col("sessions").list.join("\n")]
+    return found.sort(order, descending=[True, True, False, False])
 
 
 @dataclass(frozen=True)
@@ -330,7 +359,8 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
         provenance = pl.concat(
             [pl.read_parquet(p, columns=["source_set", "session_id", "hashes", "facts"]) for p in provenance_paths], how="vertical_relaxed"
         )
-        keys = content_keys(provenance, takes.rows.select("source_set", "session_id", "group_id", "audio_path", "midi_path").unique())
+        held = session_keys(provenance, takes.rows.select(*SESSION, "audio_path", "midi_path").unique())
+        keys, repeated = content_keys(held), repeats(held)
         found = assign(hints, _links(keys), seed=options.seed, ratios=options.ratios)
         table = pl.DataFrame(
             {
@@ -355,11 +385,17 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
                 **{f"events_{s}": n for s, n in figures.n_events.items()},
                 "split_conflict": len(conflicts),
                 "joined_groups": sum(len(j) for j in joined),
+                "repeated_content": repeated.height,
+                "repeated_across_datasets": repeated.filter(pl.col("source_sets").list.len() > 1).height,
                 "drummers_in_two_splits": figures.drummers_in_two_splits,
                 "kits_in_two_splits": figures.kits_in_two_splits,
             },
             facts={
                 "joined": [{"groups": list(j), "split": found[j[0]].split} for j in joined[:LISTED]],
+                "repeated": [
+                    {"kind": kind, "sessions": names[:LISTED_SESSIONS], "n_sessions": len(names), "groups": in_groups}
+                    for kind, names, in_groups in repeated.head(LISTED).select("kind", "sessions", "groups").iter_rows()
+                ],
                 "conflicting_hints": {g: {"hints": h, "split": found[g].split} for g, h in conflicts[:LISTED]},
                 "synthetic_share": dict(figures.synthetic_share),
                 "class_groups": {c: dict(sorted(n.items())) for c, n in figures.class_groups.items()},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.events import Manifest
 from beatsight_assets.manifest import annotate, merge, splits
-from beatsight_assets.manifest.splits import SPLITS, SplitOptions, Takes, assign, content_keys, judge, measure
+from beatsight_assets.manifest.splits import SPLITS, SplitOptions, Takes, assign, content_keys, judge, measure, session_keys
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import bucket
@@ -135,7 +135,7 @@ def test_shares_and_classes_warn_only() -> None:
 
 
 def test_content_keys() -> None:
-    """Digests of a session's audio files and of its MIDI content count; other files, null digests and content without a MIDI file do not."""
+    """Digests of a session's audio and MIDI files and of its MIDI content count; other files, null digests, content without a MIDI file do not."""
     rows = [
         {"source_set": "s", "session_id": name, "hashes": [{"path": f"{name}.wav", "sha256": "A", "bytes": 1}, {"path": f"{name}.mid", "sha256": "M", "bytes": 1}],
          "facts": json.dumps({"midi_content": content})} for name, content in (("x", "m"), ("y", "m"), ("z", None))
@@ -150,7 +150,15 @@ def test_content_keys() -> None:
             "midi_path": ["x.mid", None, "z.mid"],
         }
     )
-    assert content_keys(provenance, paths).rows() == [("gx", "audio", "A"), ("gy", "audio", "A"), ("gz", "audio", "A"), ("gx", "midi", "m")]
+    assert content_keys(session_keys(provenance, paths)).rows() == [
+        ("gx", "audio", "A"),
+        ("gy", "audio", "A"),
+        ("gz", "audio", "A"),
+        ("gx", "midi", "M"),
+        ("gy", "midi", "M"),
+        ("gz", "midi", "M"),
+        ("gx", "midi", "m"),
+    ]
 
 
 def planted() -> tuple[pl.DataFrame, dict[str, str], dict[str, str]]:

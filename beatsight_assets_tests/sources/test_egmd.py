@@ -149,6 +149,9 @@ def test_all_kits_of_a_take_go_to_one_split_and_groove_goes_with_them(settings: 
         "groove_mididataset",
     ]
     assert done.figures["kits_in_two_splits"] == 43 + 1, "the kits are the same in all splits, Groove's too, and the report says so"
+    assert (done.figures["repeated_content"], done.figures["repeated_across_datasets"], done.figures["joined_groups"]) == (3, 2, 0)
+    first = done.facts["repeated"][0]
+    assert (first["kind"], first["n_sessions"], first["groups"]) == ("midi", 44, ["gmd:drummer1/eval_session/1"])
     verdict = done.verdict("splits")
     assert verdict is not None
     for name in ("group_overlap", "duplicate_midi_overlap"):

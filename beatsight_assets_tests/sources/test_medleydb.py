@@ -14,7 +14,7 @@ import yaml
 
 from beatsight_assets import events
 from beatsight_assets.audio import probe, write_wav
-from beatsight_assets.manifest.splits import content_keys
+from beatsight_assets.manifest.splits import content_keys, session_keys
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources import Reading, Recording, Rejected, Skipped, ingest, medleydb
 from beatsight_assets.taxonomy import Taxonomy
@@ -230,7 +230,7 @@ def test_golden_equal_audio_across_datasets(real: Settings) -> None:
         "source_set", "session_id", "audio_path", "midi_path", group_id=pl.concat_str("source_set", pl.lit(":"), "group_id")
     )
     shared = (
-        content_keys(provenance.drop("group_id"), paths.unique())
+        content_keys(session_keys(provenance.drop("group_id"), paths.unique()))
         .group_by("key")
         .agg(pl.col("group_id"))
         .filter(pl.col("group_id").list.len() > 1)

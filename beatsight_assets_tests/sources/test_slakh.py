@@ -36,15 +36,21 @@ def metadata(stems: Mapping[str, Mapping[str, Any]], uuid: str = UUID) -> str:
     return yaml.safe_dump({"UUID": uuid, "audio_dir": "stems", "midi_dir": "MIDI", "normalized": True, "stems": facts})
 
 
-def track(folder: Path, stems: Mapping[str, Mapping[str, Any]], uuid: str = UUID, notes: list[tuple[int, int, int]] = NOTES) -> Path:
+def track(
+    folder: Path,
+    stems: Mapping[str, Mapping[str, Any]],
+    uuid: str = UUID,
+    notes: list[tuple[int, int, int]] = NOTES,
+    sound: bytes = SOUND,
+) -> Path:
     """A track with MIDI and sound of every stem, its mix and the MIDI of all."""
     (folder / "MIDI").mkdir(parents=True)
     (folder / "stems").mkdir()
     (folder / "metadata.yaml").write_text(metadata(stems, uuid))
     for name in stems:
         (folder / f"MIDI/{name}.mid").write_bytes(midi.write_midi(notes, channel=3))
-        (folder / f"stems/{name}.wav").write_bytes(SOUND)
-    (folder / "mix.wav").write_bytes(SOUND)
+        (folder / f"stems/{name}.wav").write_bytes(sound)
+    (folder / "mix.wav").write_bytes(sound)
     (folder / "all_src.mid").write_bytes(midi.write_midi(notes))
     return folder
 
