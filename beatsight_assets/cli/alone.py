@@ -85,8 +85,17 @@ def dev_command(session: Session, port: int, host: str) -> int:
 @click.option("--seed", type=int, default=7, show_default=True)
 @click.option("--sessions", type=click.IntRange(min=4), help="Takes to make.  [default: 28]")
 @click.option("--data-only", is_flag=True, help="Only the demo data.")
-def demo_command(session: Session, seed: int, sessions: int | None, data_only: bool) -> int:
+@click.option("--examples", type=click.Path(path_type=Path), help="Only write one example of every input form into this folder.")
+def demo_command(session: Session, seed: int, sessions: int | None, data_only: bool, examples: Path | None) -> int:
     from beatsight_assets.cli.common import finish
+
+    if examples is not None:
+        from beatsight_assets.render.examples import write_examples
+
+        folder = session.settings.user_output(examples)
+        written = [{"path": r.path.relative_to(folder).as_posix(), "bytes": r.n_bytes, "sha256": r.sha256} for r in write_examples(folder)]
+        emit(session, {"folder": str(folder), "files": written}, "\n".join(f"-> {folder}/{w['path']}" for w in written))
+        return 0
     from beatsight_assets.render.stage import RenderOptions, run
 
     if session.settings.profile == "prod":
