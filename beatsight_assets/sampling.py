@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, GateFailed, InputError, NothingToDo
-from beatsight_assets.events import EVENT_SCHEMA, read_events
+from beatsight_assets.events import EVENT_SCHEMA, Manifest, TextCodes, find_repeats
 from beatsight_assets.settings import SamplingProfile, Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.units import rng_for
@@ -27,6 +28,7 @@ from beatsight_assets.verdict import Artifact, Rule, Verdict
 VERSION = "1"
 SCHEMA = "beatsight.sampling/1"
 GATE = "sampling"
+SEPARATOR = "\x1f"  # between names; no label and no technique holds it
 FALLBACK_GROUP = "session_id"  # events without a value in the group field never vanish
 
 
@@ -85,7 +87,11 @@ def checked(profile: SamplingProfile) -> SamplingProfile:
     for name, value in profile.attenuations.items():
         if not 0.0 < value <= 1.0:
             raise ConfigError(f"attenuation {name}={value} is not in (0, 1]; it lowers. Use a boost to raise", code="attenuation-above-one")
-    if not (math.isfinite(profile.max_weight) and profile.min_weight <= profile.max_weight):
+    numbers = {k: v for k, v in profile.model_dump().items() if isinstance(v, float)}
+    strange = [k for k, v in numbers.items() if not math.isfinite(v)]
+    if strange:
+        raise ConfigError(f"{strange[0]} is {numbers[strange[0]]}; it must be a finite number", code="bad-option")
+    if profile.min_weight > profile.max_weight:
         raise ConfigError(f"min_weight {profile.min_weight} is above max_weight {profile.max_weight}", code="bad-option")
     for name in (profile.group_field, *profile.dedupe_fields):
         if name not in EVENT_SCHEMA:
@@ -94,18 +100,17 @@ def checked(profile: SamplingProfile) -> SamplingProfile:
 
 
 def derive(
-    frame: pl.DataFrame,
+    events: Manifest | pl.DataFrame,
     profile: SamplingProfile,
     *,
     technique_filter: Sequence[str] = (),
     match_all: bool = False,
     include_unmatched: bool = False,
 ) -> Weights:
-    """Weights of the groups of a manifest.
+    """Weights of the groups of a manifest, which is read a row group at a time; 20 to 30 bytes of each event are kept.
 
     Parameters
     ----------
-    frame : events [columns of EVENT_SCHEMA]
     technique_filter : only events that carry one of these count (with `match_all`: all of them); a group without any such event is
         left out, or counts all its events with `include_unmatched`
 
@@ -115,40 +120,86 @@ def derive(
     NothingToDo `nothing-to-judge` : no group is left
     """
     checked(profile)
-    rows = frame.with_columns(group=pl.coalesce(pl.col(profile.group_field).cast(pl.String), pl.col(FALLBACK_GROUP)))
+    manifest = events if isinstance(events, Manifest) else Manifest(events)
+    columns = sorted({profile.group_field, FALLBACK_GROUP, "techniques", *profile.dedupe_fields})
+    groups, tag_sets, keys = TextCodes(), TextCodes(), TextCodes()
+    parts = [
+        pl.DataFrame(
+            {
+                "group": groups.of(_group_of(piece, profile.group_field)),
+                "tags": tag_sets.of(piece["techniques"].fill_null([]).list.join(SEPARATOR)),
+                **{f"key_{name}": _dedupe_key(piece[name], keys) for name in profile.dedupe_fields},
+            }
+        )
+        for piece in manifest.pieces(columns)
+    ]
+    rows = pl.concat(parts) if parts else pl.DataFrame({"group": [], "tags": []}, schema={"group": pl.UInt32, "tags": pl.UInt32})
     n_all = rows.height
-    if profile.dedupe_fields:
-        keys = [_dedupe_key(name).alias(f"key_{name}") for name in profile.dedupe_fields]
-        rows = rows.with_columns(keys).unique([f"key_{n}" for n in profile.dedupe_fields], keep="first", maintain_order=True)
+    rows = _first_of_equals(rows)
     n_repeated = n_all - rows.height
+    counted = rows.group_by("group", "tags").len()
+    names_of = {code: tuple(text.split(SEPARATOR)) if text else () for code, text in tag_sets.names.items()}
     if technique_filter:
-        carried = [pl.col("techniques").list.contains(t) for t in technique_filter]
-        hit = pl.all_horizontal(carried) if match_all else pl.any_horizontal(carried)
-        rows = rows.filter(hit | ~hit.any().over("group") if include_unmatched else hit)
-    cap = profile.max_per_group or rows.height
-    counted = dict(rows.group_by("group").len().sort("group").iter_rows())
+        wanted = set(technique_filter)
+        fits = [code for code, names in names_of.items() if (wanted <= set(names) if match_all else wanted & set(names))]
+        hit = pl.col("tags").is_in(fits)
+        counted = counted.filter(hit | ~hit.any().over("group") if include_unmatched else hit)
+    counts: dict[str, int] = {}
     tags: dict[str, dict[str, int]] = {}
-    exploded = rows.select("group", pl.col("techniques").alias("technique")).explode("technique", empty_as_null=False, keep_nulls=False)
-    for group, technique, n in exploded.group_by("group", "technique").len().sort("group", "technique").iter_rows():
-        tags.setdefault(group, {})[technique] = n
-    kept = {g: n for g, n in counted.items() if min(n, cap) >= profile.min_count}
+    for group, tag_set, n in counted.iter_rows():
+        name = str(groups.names[group])
+        counts[name] = counts.get(name, 0) + n
+        for technique in names_of[tag_set]:
+            found = tags.setdefault(name, {})
+            found[technique] = found.get(technique, 0) + n
+    cap = profile.max_per_group or n_all
+    kept = {g: min(counts[g], cap) for g in sorted(counts) if min(counts[g], cap) >= profile.min_count}
     if not kept:
         raise NothingToDo("no group is left to weigh: the manifest is empty or the filter keeps nothing", code="nothing-to-judge")
     return Weights(
-        groups={g: GroupWeight(min(n, cap), _weight(min(n, cap), tags.get(g, {}), profile), tags.get(g, {})) for g, n in kept.items()},
+        groups={g: GroupWeight(n, _weight(n, tags.get(g, {}), profile), dict(sorted(tags.get(g, {}).items()))) for g, n in kept.items()},
         n_repeated=n_repeated,
-        n_capped=sum(max(0, n - cap) for n in counted.values()),
-        dropped=tuple(g for g in counted if g not in kept),
+        n_capped=sum(max(0, n - cap) for n in counts.values()),
+        dropped=tuple(sorted(set(counts) - set(kept))),
     )
 
 
-def _dedupe_key(name: str) -> pl.Expr:
-    """Value that equal rows share: labels as a sorted set, times in whole microseconds."""
-    if name == "components":
-        return pl.col("components").list.eval(pl.element().struct.field("label").unique().sort()).list.join("\x1f")
-    if EVENT_SCHEMA[name] == pl.Float64:
-        return (pl.col(name) * 1e6).round().cast(pl.Int64)
-    return pl.col(name)
+def _group_of(events: pl.DataFrame, field: str) -> pl.Series:
+    """Value of the group field as text; events without one fall into their session."""
+    return events.select(pl.coalesce(pl.col(field).cast(pl.String), pl.col(FALLBACK_GROUP)).alias("group"))["group"]
+
+
+def _first_of_equals(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows without those that equal an earlier one in all key columns."""
+    keys = [name for name in rows.columns if name.startswith("key_")]
+    if not keys:
+        return rows
+    suspects = find_repeats(rows.select(keys).hash_rows().to_numpy())
+    if not suspects.size:
+        return rows
+    again = ~rows.select(keys)[suspects].select(pl.struct(keys).is_first_distinct()).to_series().to_numpy()
+    keep = np.ones(rows.height, dtype=bool)
+    keep[suspects[again]] = False
+    return rows.filter(pl.Series(keep))
+
+
+def _dedupe_key(values: pl.Series, texts: TextCodes) -> pl.Series:
+    """Numbers that equal values share: labels as a sorted set, times in whole microseconds."""
+    if values.name == "components":
+        n_hits = values.list.len()
+        lone = (n_hits == 1).fill_null(False)
+        sets = values.filter(~lone).list.eval(pl.element().struct.field("label").unique().sort()).list.join(SEPARATOR)
+        found = np.empty(values.len(), dtype=np.uint32)
+        found[lone.to_numpy()] = texts.of(values.filter(lone).explode(empty_as_null=False, keep_nulls=False).struct.field("label"))
+        found[~lone.to_numpy()] = texts.of(sets)
+        return pl.Series(found)
+    if values.dtype == pl.Float64:
+        return (values * 1e6).round().cast(pl.Int64)
+    if values.dtype == pl.String:
+        return pl.Series(texts.of(values))
+    if isinstance(values.dtype, pl.List):
+        return pl.Series(texts.of(values.list.join(SEPARATOR)))
+    return pl.Series(texts.of(values.struct.json_encode())) if isinstance(values.dtype, pl.Struct) else values
 
 
 def _weight(count: int, techniques: Mapping[str, int], profile: SamplingProfile) -> float:
@@ -199,18 +250,11 @@ def judge(
     named_sha256, manifest_sha256 : the manifest the weights name, and the one at hand
     train_groups : values of the group field that occur in split train
     """
-    outside = [
-        g for g, w in weights.groups.items() if not (math.isfinite(w.weight) and profile.min_weight <= w.weight <= profile.max_weight)
-    ]
     absent = sorted(set(train_groups) - set(weights.groups))
     fits = named_sha256 == manifest_sha256
+    in_bounds = _in_bounds(weights, profile)
     rules = (
-        Rule.at_most(
-            "weights_in_bounds",
-            float(len(outside)),
-            0.0,
-            f"groups outside {profile.min_weight:g}..{profile.max_weight:g} {outside[:3] or ''}".strip(),
-        ),
+        in_bounds,
         Rule(
             "weights_match_manifest",
             fits and not absent and bool(train_groups),
@@ -219,14 +263,13 @@ def judge(
             f"groups of split train without a weight {absent[:3] or ''}".strip() if fits else "the weights name another manifest",
         ),
     )
-    values = [w.weight for w in weights.groups.values()]
     return Verdict(
         gate=GATE,
         rules=rules,
         inputs=tuple(inputs),
-        figures={"min_weight": min(values), "max_weight": max(values), "groups_outside": len(outside), "groups_absent": len(absent)},
-        limits={"min_weight": profile.min_weight, "max_weight": profile.max_weight},
-        support={"groups": len(values), "train_groups": len(set(train_groups))},
+        figures=_figures(weights) | {"groups_outside": int(in_bounds.value or 0), "groups_absent": len(absent)},
+        limits=_limits(profile),
+        support={"groups": len(weights.groups), "train_groups": len(set(train_groups))},
         profile=gate_profile,
     )
 
@@ -240,18 +283,30 @@ def read_weights(path: Path, manifest_sha256: str) -> tuple[str, dict[str, float
     ConfigError `weights-for-another-manifest`
     """
     found = store.read_json(path)
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    try:
+        if found["schema"] != SCHEMA:
+            raise KeyError("schema")
+        named = str(found["manifest"]["sha256"])
+        field_name, weights = str(found["parameters"]["group_field"]), {g: w["weight"] for g, w in found["groups"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            "this is no sampling weights file. Write one with: beatsight sampling derive", code="bad-metadata", where=str(path)
+            f"this is no sampling weights file ({error}). Write one with: beatsight sampling derive", code="bad-metadata", where=str(path)
+        ) from error
+    strange = [g for g, w in weights.items() if isinstance(w, bool) or not isinstance(w, (int, float)) or not 0 <= w < math.inf]
+    if strange:
+        raise InputError(
+            f"the weight of group {strange[0]!r} is {weights[strange[0]]!r}; it must be a number from 0 on",
+            code="bad-metadata",
+            where=str(path),
         )
-    if found["manifest"]["sha256"] != manifest_sha256:
+    if named != manifest_sha256:
         raise ConfigError(
-            f"the weights were derived from manifest {found['manifest']['sha256'][:12]}…, the data come from {manifest_sha256[:12]}…. "
+            f"the weights were derived from manifest {named[:12]}…, the data come from {manifest_sha256[:12]}…. "
             "Derive them again with: beatsight sampling derive",
             code="weights-for-another-manifest",
             where=str(path),
         )
-    return str(found["parameters"]["group_field"]), {g: float(w["weight"]) for g, w in found["groups"].items()}
+    return field_name, {g: float(w) for g, w in weights.items()}
 
 
 def draw_probabilities(groups: Sequence[str], weights: Mapping[str, float]) -> NDArray[np.float64]:
@@ -290,6 +345,79 @@ def realised_shares(groups: Sequence[str], drawn: NDArray[np.int64]) -> dict[str
     return {str(names[i]): float(counts[i] / len(drawn)) for i in order}
 
 
+def resolved(settings: Settings, options: SamplingOptions) -> tuple[str, SamplingProfile]:
+    """Name of the profile, and the profile with what the command changes in it; boosts and attenuations are added by technique.
+
+    Raises
+    ------
+    ConfigError `unknown-choice`; `bad-option` : a number outside its range; those of `checked`
+    """
+    name = options.profile or settings.sampling.default
+    if name not in settings.sampling.profiles:
+        raise ConfigError.unknown_choice("sampling profile", name, settings.sampling.profiles, where="configs/sampling.yaml")
+    base = settings.sampling.profiles[name]
+    changes = dict(options.overrides)
+    for field_name in ("boosts", "attenuations"):
+        if field_name in changes:
+            changes[field_name] = getattr(base, field_name) | dict(changes[field_name])
+    try:
+        profile = SamplingProfile.model_validate(base.model_dump() | changes)
+    except ValidationError as failure:
+        first = failure.errors(include_url=False)[0]
+        shown = ".".join(str(p) for p in first["loc"])
+        raise ConfigError(f"{shown}: {first['msg']}, got {first.get('input')!r}", code="bad-option") from failure
+    return name, checked(profile)
+
+
+def _parameters(profile: SamplingProfile, options: SamplingOptions) -> dict[str, Any]:
+    return profile.model_dump(mode="json") | {
+        "technique_filter": list(options.technique_filter),
+        "match_all": options.match_all,
+        "include_unmatched": options.include_unmatched,
+    }
+
+
+def derive_file(settings: Settings, path: Path, target: Path, options: SamplingOptions = SamplingOptions()) -> tuple[Weights, Verdict]:
+    """Weights of any manifest, published at `target` with the verdict on their bounds; no split table is asked.
+
+    Raises
+    ------
+    as `run`
+    """
+    name, profile = resolved(settings, options)
+    events = Manifest(path)
+    found = derive(
+        events,
+        profile,
+        technique_filter=options.technique_filter,
+        match_all=options.match_all,
+        include_unmatched=options.include_unmatched,
+    )
+    digest = store.hash_file(path)
+    shown = settings.store.rel(path)
+    document = to_json(found, name, _parameters(profile, options), {"path": shown, "sha256": digest})
+    store.Store(target.parent, remember=False).publish_json(target, document)
+    artifact = Artifact("manifest", shown, digest, events.n_rows)
+    figures = _figures(found)
+    verdict = Verdict(GATE, (_in_bounds(found, profile),), (artifact,), figures, _limits(profile), profile=settings.profile)
+    return found, verdict
+
+
+def _in_bounds(weights: Weights, profile: SamplingProfile) -> Rule:
+    low, high = profile.min_weight, profile.max_weight
+    outside = [g for g, w in weights.groups.items() if not (math.isfinite(w.weight) and low <= w.weight <= high)]
+    return Rule.at_most("weights_in_bounds", float(len(outside)), 0.0, f"groups outside {low:g}..{high:g} {outside[:3] or ''}".strip())
+
+
+def _figures(weights: Weights) -> dict[str, float]:
+    values = [w.weight for w in weights.groups.values()]
+    return {"min_weight": min(values), "max_weight": max(values)}
+
+
+def _limits(profile: SamplingProfile) -> dict[str, float]:
+    return {"min_weight": profile.min_weight, "max_weight": profile.max_weight}
+
+
 def run(settings: Settings, options: SamplingOptions = SamplingOptions(), *, progress: Progress = silent) -> Report:
     """Publish reports/sampling/annotated_weights.json with the verdict `sampling`.
 
@@ -299,22 +427,15 @@ def run(settings: Settings, options: SamplingOptions = SamplingOptions(), *, pro
     InputError `missing-input`, `bad-manifest`
     NothingToDo `nothing-to-judge`
     """
-    name = options.profile or settings.sampling.default
-    if name not in settings.sampling.profiles:
-        raise ConfigError.unknown_choice("sampling profile", name, settings.sampling.profiles, where="configs/sampling.yaml")
-    profile = checked(settings.sampling.profiles[name].model_copy(update=dict(options.overrides)))
+    name, profile = resolved(settings, options)
     manifest, splits = settings.layout.annotated, settings.layout.splits
-    parameters = profile.model_dump(mode="json") | {
-        "technique_filter": list(options.technique_filter),
-        "match_all": options.match_all,
-        "include_unmatched": options.include_unmatched,
-    }
+    parameters = _parameters(profile, options)
 
     def work() -> Outcome:
-        frame = read_events(manifest)
-        progress(f"weighing groups of {frame.height:,} events")
+        events = Manifest(manifest)
+        progress(f"weighing groups of {events.n_rows:,} events")
         weights = derive(
-            frame,
+            events,
             profile,
             technique_filter=options.technique_filter,
             match_all=options.match_all,
@@ -323,20 +444,21 @@ def run(settings: Settings, options: SamplingOptions = SamplingOptions(), *, pro
         digest = settings.store.sha256(manifest)
         target = settings.layout.report("sampling", "annotated_weights.json")
         settings.store.publish_json(target, to_json(weights, name, parameters, {"path": settings.store.rel(manifest), "sha256": digest}))
-        train = frame.join(
-            pl.read_parquet(splits).filter(pl.col("split") == "train").select("group_id").unique(), on="group_id", how="semi"
-        )
-        groups = (
-            train.select(pl.coalesce(pl.col(profile.group_field).cast(pl.String), pl.col(FALLBACK_GROUP)).unique()).to_series().to_list()
-        )
+        train = set(pl.read_parquet(splits).filter(pl.col("split") == "train")["group_id"])
+        groups = {
+            group
+            for piece in events.pieces(sorted({"group_id", profile.group_field, FALLBACK_GROUP}))
+            for leak, group in piece.select("group_id", _group_of(piece, profile.group_field).alias("group")).unique().iter_rows()
+            if leak in train
+        }
         verdict = judge(
             weights,
             profile,
             named_sha256=store.read_json(target)["manifest"]["sha256"],
             manifest_sha256=digest,
-            train_groups=groups,
+            train_groups=sorted(groups),
             inputs=(
-                Artifact("manifest", settings.store.rel(manifest), digest, frame.height),
+                Artifact("manifest", settings.store.rel(manifest), digest, events.n_rows),
                 Artifact("splits", settings.store.rel(splits), settings.store.sha256(splits)),
             ),
             gate_profile=settings.profile,

@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "report": "Judge the annotated manifest and write JSON and HTML.",
         "compare": "Compare the health report with the blessed baseline.",
         "bless": "Make the current report the baseline."}),
-    "sampling": ("Sampling weights.", {"derive": "Derive weights per group."}),
+    "sampling": ("Sampling weights.", {"derive": "Derive weights per group.", "show": "What a weights file says."}),
     "features": ("Feature cache.", {"warm": "Compute and cache the features of every recording."}),
     "model": ("Train, judge and promote.", {
         "train": "Train a candidate.",

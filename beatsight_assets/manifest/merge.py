@@ -22,6 +22,7 @@ from beatsight_assets.events import (
     SESSION_KEY,
     Manifest,
     empty_frame,
+    find_repeats,
     parquet_metadata,
     session_starts,
 )
@@ -202,8 +203,8 @@ def _conflicts(inputs: Sequence[Manifest], hashes: Sequence[NDArray[np.uint64]])
 
     Works on hashes of the ids (8 bytes a row); only rows with equal hashes are read again.
     """
-    ordered = np.sort(np.concatenate([*hashes, np.empty(0, np.uint64)]))
-    twice = pl.Series(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+    together = np.concatenate([*hashes, np.empty(0, np.uint64)])
+    twice = pl.Series(np.unique(together[find_repeats(together)]))
     if not twice.len():
         return []
     suspects = _sorted([p.filter(p["event_id"].hash().is_in(twice.implode())) for m in inputs for p in m.pieces()] + [empty_frame()])

@@ -102,12 +102,13 @@ def made_provenance(sessions: pl.DataFrame) -> pl.DataFrame:
     Sessions of one group and one name in two datasets hold equal MIDI content, so they are joined by a split.
     """
     stem = pl.col("session_id").str.strip_suffix(".mid")
+    content = pl.col("group_id") + "/" + stem.str.split("/").list.last()
     key = pl.concat_str("source_set", "session_id").hash(seed=0).cast(pl.String)
     return sessions.select("source_set", "session_id", "group_id").with_columns(
         hashes=pl.concat_list(
             pl.struct(path=stem + ".wav", sha256=key.str.zfill(64), bytes=pl.lit(1, pl.Int64)),
         ),
-        facts=pl.format('{"duration_seconds":{},"midi_content":"{}"}', pl.lit(60.0), stem),
+        facts=pl.format('{"duration_seconds":{},"midi_content":"{}"}', pl.lit(60.0), content),
         issues=pl.lit("{}"),
     )
 
@@ -152,7 +153,7 @@ def _sessions(dataset: Dataset, first: int, n_events: int, rng: np.random.Genera
 def _session(dataset: Dataset, number: int, extras: dict[str, Any]) -> Session:
     group = number // SESSIONS_PER_GROUP
     owner = DATASETS[0].name if dataset.shares_groups and group % 4 else dataset.name  # three of four performances are known already
-    name = f"{number:07}.mid"
+    name = f"{dataset.name}/{number:07}.mid"
     return Session(
         name,
         f"{owner}:{group:06}",
