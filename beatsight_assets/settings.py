@@ -48,6 +48,9 @@ class DatasetConfig(_Config):
     rendered: bool = False
     owner: str = "team:data"
     roots: tuple[str, ...] = ()
+    roots_needed: str = Field(default="all", pattern=r"^(all|any)$")
+    checksum_manifest: Annotated[str, AfterValidator(_plain_path)] | None = None
+    optional: bool = False
     max_reject_rate: float = Field(default=0.05, ge=0.0, le=1.0)
     options: dict[str, Any] = Field(default_factory=dict)
 

@@ -20,7 +20,8 @@ import sqlite3
 import stat
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,12 +29,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from beatsight_assets import clock
-from beatsight_assets.errors import Busy, ConfigError, InputError, StoreError
+from beatsight_assets.errors import BeatSightError, Busy, ConfigError, InputError, StoreError
 from beatsight_assets.safejson import parse_json
 
 if TYPE_CHECKING:
     import polars as pl
 
+HASH_THREADS = 2  # two already outrun a cold disk (design/performance.md, P11)
+QUERY_ROWS = 500  # values of one SQL statement
 ROW_GROUP_ROWS = 250_000  # design/performance.md: what one read takes into memory
 BLOCK_BYTES = 1 << 20  # 1 MiB: large enough that hashing, not call overhead, sets the pace
 SPARE_SPACE_RATIO = 1.1  # design/reliability.md section 2, step 2
@@ -396,28 +399,20 @@ class Store:
     ) -> Receipt:
         """`publish_frame` for a table that comes in pieces and is never whole in memory; where it was cut does not show in the bytes.
 
-        `frames` is walked while the file is written, in another thread; what it raises is raised here and nothing is published.
+        `frames` is walked while the file is written, in this thread; what it raises is raised here and nothing is published.
         """
-        from polars.io.plugins import register_io_source
-
-        def pieces(columns: list[str] | None, predicate: object, n_rows: int | None, batch_size: int | None) -> Iterator[pl.DataFrame]:
-            yield from frames
 
         def write(out: IO[bytes]) -> None:
             whole_blocks = io.BufferedWriter(out, BLOCK_BYTES)  # type: ignore[type-var]
             try:
-                register_io_source(pieces, schema=dict(schema)).sink_parquet(
-                    whole_blocks,
-                    compression="zstd",
-                    compression_level=1,  # 3 M events: 3.9 CPU s against 4.6 at level 3, for 3 % more bytes
-                    row_group_size=ROW_GROUP_ROWS,
-                    metadata=dict(metadata or {}),
-                    engine="streaming",
-                )
+                _sink(frames, schema, dict(metadata or {}), whole_blocks)
                 whole_blocks.flush()
             finally:
                 with suppress(OSError):  # known to `publish`; what is left over belongs to a file that will not be
                     whole_blocks.detach()
+            failure: OSError | None = getattr(out, "failure", None)
+            if failure is not None:  # the Parquet writer may forget what the disk said
+                raise failure
 
         return self.publish(target, write)
 
@@ -491,6 +486,26 @@ class Store:
                 known = _hash(handle, path)
                 self._cache_write(key, known)
         return known
+
+    def sha256_all(self, paths: Sequence[Path], *, fresh: bool = False) -> list[str | BeatSightError]:
+        """Digests of many files as `sha256` gives them, the unknown ones by two threads; a file that cannot be read is its error, as a value."""
+        keys = _cache_keys(paths)
+        known = {} if fresh else self._cache_read_all([k for k in keys if k is not None])
+        found: dict[int, str | BeatSightError] = {n: known[k] for n, k in enumerate(keys) if k is not None and k in known}
+        missing = [n for n in range(len(paths)) if n not in found]
+
+        def digest(n: int) -> tuple[tuple[str, int, int, int], str] | BeatSightError:
+            try:
+                with open_regular(paths[n]) as handle:
+                    return _cache_key(paths[n], os.fstat(handle.fileno())), _hash(handle, paths[n])
+            except BeatSightError as error:
+                return error
+
+        with ThreadPoolExecutor(HASH_THREADS if len(missing) > 1 else 1) as pool:
+            made = list(pool.map(digest, missing))
+        self._cache_write_all([m for m in made if not isinstance(m, BeatSightError)])
+        found |= {n: m if isinstance(m, BeatSightError) else m[1] for n, m in zip(missing, made, strict=True)}
+        return [found[n] for n in range(len(paths))]
 
     @contextmanager
     def lock(self, folder: Path, command: str) -> Iterator[None]:
@@ -572,13 +587,31 @@ class Store:
     def _cache_read(self, key: tuple[str, int, int, int]) -> str | None:
         if not (self.root / ".cache" / "digests.db").exists():
             return None
-        rows = self._cache_run("select sha256 from digests where path=? and size=? and mtime_ns=? and inode=?", key)
+        rows = self._cache_run("select sha256 from digests where path=? and size=? and mtime_ns=? and inode=?", *key)
         return str(rows[0][0]) if rows else None
 
     def _cache_write(self, key: tuple[str, int, int, int], digest: str) -> None:
-        self._cache_run("insert or replace into digests values(?,?,?,?,?)", (*key, digest))
+        self._cache_run("insert or replace into digests values(?,?,?,?,?)", *key, digest)
 
-    def _cache_run(self, statement: str, values: tuple[str | int, ...]) -> list[tuple[Any, ...]]:
+    def _cache_read_all(self, keys: Sequence[tuple[str, int, int, int]]) -> dict[tuple[str, int, int, int], str]:
+        if not (self.root / ".cache" / "digests.db").exists():
+            return {}
+        found: dict[tuple[str, int, int, int], str] = {}
+        for start in range(0, len(keys), QUERY_ROWS):
+            part = keys[start : start + QUERY_ROWS]
+            marks = ",".join("?" * len(part))
+            query = f"select path, size, mtime_ns, inode, sha256 from digests where path in ({marks})"  # noqa: S608 only question marks
+            rows = self._cache_run(query, *(k[0] for k in part))
+            found |= {(str(r[0]), int(r[1]), int(r[2]), int(r[3])): str(r[4]) for r in rows}
+        return found
+
+    def _cache_write_all(self, digests: Sequence[tuple[tuple[str, int, int, int], str]]) -> None:
+        for start in range(0, len(digests), QUERY_ROWS // 5):
+            part = digests[start : start + QUERY_ROWS // 5]
+            marks = ",".join(["(?,?,?,?,?)"] * len(part))
+            self._cache_run(f"insert or replace into digests values {marks}", *(v for key, digest in part for v in (*key, digest)))  # noqa: S608
+
+    def _cache_run(self, statement: str, *values: str | int) -> list[tuple[Any, ...]]:
         """Rows of a statement; none when the cache is off or cannot be used, for without it digests are computed again."""
         if not self.remember:
             return []
@@ -663,6 +696,94 @@ def _end_of_last_line(fd: int) -> int:
 
 def _cache_key(path: Path, info: os.stat_result) -> tuple[str, int, int, int]:
     return (str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ino)
+
+
+def _cache_keys(paths: Sequence[Path]) -> list[tuple[str, int, int, int] | None]:
+    """`_cache_key` of many files; folders are resolved once. None for what cannot be looked at."""
+    folders: dict[str, str] = {}
+    keys: list[tuple[str, int, int, int] | None] = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        try:
+            info = os.lstat(path)
+            if stat.S_ISLNK(info.st_mode):
+                keys.append(_cache_key(path, os.stat(path)))
+                continue
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            keys.append((f"{folders[folder]}/{name}", info.st_size, info.st_mtime_ns, info.st_ino))
+        except (OSError, ValueError):
+            keys.append(None)
+    return keys
+
+
+def _sink(frames: Iterable[pl.DataFrame], schema: Mapping[str, Any], metadata: dict[str, str], out: IO[bytes]) -> None:
+    """Write frames as one Parquet file. The writer runs in a thread of its own and is fed whole row groups through a short queue."""
+    from queue import Full, Queue
+
+    from polars.io.plugins import register_io_source
+
+    groups: Queue[pl.DataFrame | None] = Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def feed(*_: object) -> Iterator[pl.DataFrame]:
+        while (group := groups.get()) is not None:
+            yield group
+        if stopped.is_set():
+            raise StoreError("what was to be written could not be made", code="io-error")
+
+    def write() -> None:
+        source = register_io_source(feed, schema=dict(schema), validate_schema=False)
+        source.sink_parquet(
+            out,
+            compression="zstd",
+            compression_level=1,  # 3 M events: 3.9 CPU s against 4.6 at level 3, for 3 % more bytes
+            row_group_size=ROW_GROUP_ROWS,
+            metadata=metadata,
+            engine="streaming",
+        )
+
+    with ThreadPoolExecutor(1, "parquet") as pool:
+        writing = pool.submit(write)
+
+        def put(group: pl.DataFrame | None) -> None:
+            while not writing.done():
+                try:
+                    groups.put(group, timeout=0.2)
+                    return
+                except Full:
+                    continue
+
+        stopped.set()
+        try:
+            for group in _row_groups(frames, schema):
+                put(group)
+                if writing.done():
+                    break
+            stopped.clear()
+        finally:
+            put(None)
+    writing.result()
+
+
+def _row_groups(frames: Iterable[pl.DataFrame], schema: Mapping[str, Any]) -> Iterator[pl.DataFrame]:
+    """The rows of the frames in pieces of exactly ROW_GROUP_ROWS rows, the last one shorter; where pieces are cut does not depend on the frames."""
+    import polars as pl
+
+    waiting: list[pl.DataFrame] = []
+    n_waiting, n_given = 0, 0
+    for frame in frames:
+        waiting.append(frame)
+        n_waiting += frame.height
+        if n_waiting >= ROW_GROUP_ROWS:
+            joined = pl.concat(waiting)
+            while joined.height >= ROW_GROUP_ROWS:
+                yield joined[:ROW_GROUP_ROWS].rechunk()
+                n_given += 1
+                joined = joined[ROW_GROUP_ROWS:]
+            waiting, n_waiting = [joined], joined.height
+    if n_waiting or not n_given:
+        yield pl.concat(waiting).rechunk() if waiting else pl.DataFrame(schema=dict(schema))
 
 
 def _from_os(error: OSError, where: str, n_bytes: int, *, is_new: bool) -> StoreError:

@@ -33,6 +33,7 @@ SOURCE = Source(
     url="https://magenta.tensorflow.org/datasets/groove",
     suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES),
     official_split="info.csv:split",
+    tables=("info.csv",),
     options=("devices",),
 )
 NOTE_MAP = "td11"

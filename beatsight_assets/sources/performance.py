@@ -116,6 +116,7 @@ def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performa
         "tempo_map": [[int(t), int(us)] for t, us in zip(file.tempos.onset_us[:64], file.tempos.us_per_quarter[:64], strict=True)],
         "meters": list(hits.meters),
         "end_seconds": file.end_us / 1e6,
+        "note_ons": len(file.notes.note),
     }
     issues = {"unmapped_note": n_unmapped, "midi_problem": len(file.problems)}
     return Performance(hits, {k: v for k, v in issues.items() if v}, facts)

@@ -30,6 +30,7 @@ SOURCE = Source(
     suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES),
     official_split="takes.csv:split",
     chain=("synthetic_render", "midi_import"),
+    tables=("takes.csv",),
     options=("group_prefix",),
 )
 NOTE_MAP = "beatsight"

@@ -43,7 +43,7 @@ def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.Stati
     @dg.asset(
         deps=[raw_files, rendered_first],
         partitions_def=datasets,
-        **labels("ingest", "sources", "polars", "parquet", heavy=True, pool="ingest"),
+        **labels("ingest", "sources.pipeline", "polars", "parquet", heavy=True, pool="ingest"),
     )
     def events(context: dg.AssetExecutionContext, lake: Lake) -> dg.MaterializeResult:
         """Events of one dataset: every instant with its hits, with provenance, quarantine and an ingest report beside it."""
