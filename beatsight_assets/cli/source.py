@@ -8,26 +8,27 @@ import click
 
 from beatsight_assets.cli.common import Session, command, emit, finish
 from beatsight_assets.errors import ConfigError
+from beatsight_assets.settings import Settings
 
 
 @command("list", help="Datasets the platform knows and which of them are present.")
 def list_command(session: Session) -> int:
-    from beatsight_assets.sources import find_root, source_module
+    from beatsight_assets.sources import find_roots, source_module
     from beatsight_assets.stages import read_receipt
 
     rows = []
     for source_set, config in session.settings.datasets.items():
-        root = find_root(session.settings, source_set)
+        roots = find_roots(session.settings, source_set)
         receipt = read_receipt(session.settings, "events", source_set)
         rows.append(
             {
                 "source_set": source_set,
                 "short": config.short,
                 "enabled": config.enabled,
-                "present": root is not None,
+                "present": bool(roots),
                 "events": receipt.figures["events"] if receipt else None,
                 "licence": source_module(config.module).SOURCE.licence,
-                "raw": session.settings.store.rel(root) if root else f"raw/{config.raw_folder}",
+                "raw": [session.settings.store.rel(r) for r in roots or session.settings.raw_roots(source_set)],
             }
         )
     lines = [f"{'dataset':<22}{'short':<10}{'raw data':<10}{'events':>10}  licence"]
@@ -41,40 +42,46 @@ def list_command(session: Session) -> int:
 
 @command("scan", help="Recordings and files of one dataset, without writing anything.")
 @click.argument("name")
-def scan_command(session: Session, name: str) -> int:
-    from beatsight_assets.sources import Recording, Rejected, candidate_files, find_root, module_options, source_module
+@click.option(
+    "--root", "roots", multiple=True, type=click.Path(path_type=Path), help="Look into this folder instead of the configured ones."
+)
+def scan_command(session: Session, name: str, roots: tuple[Path, ...]) -> int:
+    from beatsight_assets.sources import scan
 
-    source_set, config = session.settings.dataset(name)
-    root = find_root(session.settings, source_set)
-    if root is None:
-        raise ConfigError(f"{source_set} has no raw folder at {session.settings.raw_roots(source_set)[0]}", code="missing-root")
-    module = source_module(config.module)
-    found = list(module.scan(root, module_options(session.settings, source_set)))
-    recordings = [f for f in found if isinstance(f, Recording)]
-    refused = [f for f in found if isinstance(f, Rejected)]
-    files, escaped = candidate_files(root, module.SOURCE.suffixes)
-    refused += escaped
-    payload = {
-        "source_set": source_set,
-        "recordings": len(recordings),
-        "files": len(files),
-        "refused": [{"path": r.path, "code": r.code} for r in refused],
-    }
-    text = f"{source_set}: {len(recordings):,} recordings, {len(files):,} files, {len(refused):,} listed but refused or absent"
-    emit(session, payload, text)
-    return 0 if recordings else 1
+    settings = _with_roots(session.settings, (name,), roots)
+    payload = scan(settings, name)
+    lines = [
+        f"{payload['source_set']}: {payload['recordings']:,} recordings, {payload['files']:,} files below {payload['roots']} root(s)",
+        *(f"  out of scope, {reason}: {n:,}" for reason, n in payload["out_of_scope"].items()),
+        f"  listed but refused or absent: {len(payload['refused']):,}",
+        *(f"    {r['code']:<20} {r['path']}" for r in payload["refused"][:10]),
+    ]
+    emit(session, payload, "\n".join(lines))
+    return 0 if payload["recordings"] else 1
 
 
 @command("ingest", help="Read a dataset into events, provenance and quarantine; unchanged datasets are skipped.")
 @click.argument("names", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every enabled dataset whose raw folder is there.")
 @click.option(
-    "--root", "roots", multiple=True, type=click.Path(path_type=Path), help="Read from this folder instead of the configured one."
+    "--root",
+    "roots",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Read from this folder instead of the configured ones; repeat it for parts of a dataset, or for where its audio lies.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N recordings: for a look, not for training.")
-def ingest_command(session: Session, names: tuple[str, ...], every: bool, roots: tuple[Path, ...], limit: int | None) -> int:
-    from dataclasses import replace
-
+@click.option("--no-hash-audio", is_flag=True, help="Know audio by size and time of change: its sha256 in provenance stays empty.")
+@click.option("--license-ref", metavar="TEXT", help="Licence to note in provenance instead of the dataset's own.")
+def ingest_command(
+    session: Session,
+    names: tuple[str, ...],
+    every: bool,
+    roots: tuple[Path, ...],
+    limit: int | None,
+    no_hash_audio: bool,
+    license_ref: str | None,
+) -> int:
     from beatsight_assets.sources import find_root, ingest
 
     settings = session.settings
@@ -84,12 +91,25 @@ def ingest_command(session: Session, names: tuple[str, ...], every: bool, roots:
         raise ConfigError(
             "name a dataset, or give --all with at least one raw folder present. See: beatsight source list", code="no-dataset"
         )
-    if roots:
-        if len(names) != 1:
-            raise ConfigError("--root goes with exactly one dataset", code="bad-option")
-        source_set, config = settings.dataset(names[0])
-        settings = replace(settings)
-        settings.__dict__["datasets"] = settings.datasets | {
-            source_set: config.model_copy(update={"roots": tuple(str(r.absolute()) for r in roots)})
-        }
-    return finish(session, *(ingest(settings, name, limit=limit, progress=session.progress) for name in names))
+    settings = _with_roots(settings, names, roots)
+    found = (
+        ingest(settings, name, limit=limit, hash_audio=not no_hash_audio, license_ref=license_ref, progress=session.progress)
+        for name in names
+    )
+    return finish(session, *found)
+
+
+def _with_roots(settings: Settings, names: tuple[str, ...], roots: tuple[Path, ...]) -> Settings:
+    """Settings in which one dataset lies elsewhere."""
+    from dataclasses import replace
+
+    if not roots:
+        return settings
+    if len(names) != 1:
+        raise ConfigError("--root goes with exactly one dataset", code="bad-option")
+    source_set, config = settings.dataset(names[0])
+    changed = replace(settings)
+    changed.__dict__["datasets"] = settings.datasets | {
+        source_set: config.model_copy(update={"roots": tuple(str(r.absolute()) for r in roots)})
+    }
+    return changed

@@ -5,14 +5,14 @@ A source module has, in this order: a docstring (layout, labels, group, traps), 
     scan(root, options) -> Iterator[Recording | Rejected | Skipped]   which recordings there are; reads tables, not takes
     read(root, recording, taxonomy, options) -> Reading | Rejected   one take's hits and facts
 
-`read` opens the recording's own `files`. What else it opens changes every recording of the dataset when it changes, so files that
-only `scan` reads stand in `SOURCE.tables`. Walking, hashing, workers, batching, quarantine, publishing and the report are shared
+`read` opens the recording's own `files`, and no other candidate (file with one of `SOURCE.suffixes`). A change of any other file has
+every recording read again, so files that only `scan` reads stand in `SOURCE.tables`. Walking, hashing, workers, batching, quarantine, publishing and the report are shared
 (`pipeline`). Adding a dataset is one module, one entry in configs/datasets.yaml and its tests.
 """
 
 from __future__ import annotations
 
-from beatsight_assets.sources.pipeline import PROVENANCE_SCHEMA, QUARANTINE_SCHEMA, VERSION, ingest, module_options, source_module
+from beatsight_assets.sources.pipeline import PROVENANCE_SCHEMA, QUARANTINE_SCHEMA, VERSION, ingest, module_options, scan, source_module
 from beatsight_assets.sources.trees import IGNORED_NAMES, IGNORED_SUFFIXES, candidate_files, find_root, find_roots, listing_digest
 from beatsight_assets.sources.types import (
     AUDIO_SUFFIXES,
@@ -45,5 +45,6 @@ __all__ = [
     "ingest",
     "listing_digest",
     "module_options",
+    "scan",
     "source_module",
 ]

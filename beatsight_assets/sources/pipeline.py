@@ -177,6 +177,22 @@ def ingest(
     StoreError `io-error` : a raw folder cannot be listed
     """
     source_set, config = settings.dataset(name)
+    work, meaning = _prepare(settings, source_set, limit=limit, hash_audio=hash_audio, license_ref=license_ref)
+    options = meaning | {
+        "listing": [t.digest for t in (*work.trees, *work.companions)],
+        "limit": limit,
+        "max_reject_rate": config.max_reject_rate,
+    }
+    return run_stage(
+        settings, "events", partition=source_set, version=VERSION, options=options, parents=(), work=lambda: work.run(progress)
+    )
+
+
+def _prepare(
+    settings: Settings, source_set: str, *, limit: int | None = None, hash_audio: bool = True, license_ref: str | None = None
+) -> tuple[_Ingest, dict[str, Any]]:
+    """An ingest that has walked its roots, and what besides the files decides its rows."""
+    config = settings.datasets[source_set]
     roots = find_roots(settings, source_set)
     configured = settings.raw_roots(source_set)
     if not roots:
@@ -206,20 +222,30 @@ def ingest(
         "hash_audio": hash_audio,
         "license_ref": license_ref,
     }
-    options = meaning | {
-        "listing": [t.digest for t in (*trees, *companions)],
-        "limit": limit,
-        "max_reject_rate": config.max_reject_rate,
+    return _Ingest(settings, source_set, module, taxonomy, read_options, trees, companions, meaning, limit), meaning
+
+
+def scan(settings: Settings, name: str) -> dict[str, Any]:
+    """What an ingest would find, as figures and lists; nothing is written.
+
+    Raises
+    ------
+    ConfigError, StoreError : as `ingest`
+    """
+    source_set, _ = settings.dataset(name)
+    work, _ = _prepare(settings, source_set)
+    found = work.scan()
+    refused = {(n, r.path): r for n, r in reversed(found.rejected)}
+    out_of_scope = found.candidates - found.listed - set(refused)
+    return {
+        "source_set": source_set,
+        "roots": len(work.trees),
+        "recordings": len(found.items),
+        "with_audio": sum(item.audio is not None for item in found.items),
+        "files": len(found.candidates),
+        "out_of_scope": dict(sorted(Counter(found.skipped.get(c, NOT_LISTED) for c in out_of_scope).items())),
+        "refused": [{"path": r.path, "code": r.code} for _, r in sorted(refused.items())],
     }
-    return run_stage(
-        settings,
-        "events",
-        partition=source_set,
-        version=VERSION,
-        options=options,
-        parents=(),
-        work=lambda: _Ingest(settings, source_set, module, taxonomy, read_options, trees, companions, meaning, limit).run(progress),
-    )
 
 
 class _Ingest:
@@ -320,18 +346,15 @@ class _Ingest:
         return self.trees[place[0]].files.get(place[1]) or FileState.of(self.path(place))
 
     def rest_digest(self, found: _Found) -> str:
-        """Digest of all files that belong to no recording and that a reading may depend on nevertheless, and of companion folders."""
-        refused = {(n, r.path) for n, r in found.rejected}
-        tables = self.module.SOURCE.tables
+        """Digest of the files that a reading may depend on without saying so: all that are no candidates, no recording's and no tables."""
+        source = self.module.SOURCE
         paths = [
             tree.root / rel
-            for n, tree in enumerate(self.trees)
+            for n, tree in enumerate(self.trees[: None if source.many_roots else 1])
             for rel in sorted(tree.files)
-            if (n, rel) not in found.listed
-            and (n, rel) not in found.skipped
-            and (n, rel) not in refused
-            and (n == 0 or self.module.SOURCE.many_roots)
-            and not any(fnmatchcase(rel, t) for t in tables)
+            if not rel.lower().endswith(source.suffixes)
+            and (n, rel) not in found.listed
+            and not any(fnmatchcase(rel, t) for t in source.tables)
         ] + [tree.root / rel for tree in self.companions for rel in sorted(tree.files)]
         digests = self.settings.store.sha256_all(paths)
         lines = [f"{path.name}\0{d if isinstance(d, str) else '-'}" for path, d in zip(paths, digests, strict=True)]
