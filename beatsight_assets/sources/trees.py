@@ -153,8 +153,8 @@ def _is_text(rel: str) -> bool:
 
 
 def candidate_files(root: Path, suffixes: Sequence[str]) -> tuple[list[str], list[Rejected]]:
-    """`Tree.candidates` of a folder."""
-    return Tree.at(root).candidates(suffixes)
+    """`Tree.candidates` of a folder; none where there is no folder."""
+    return Tree.at(root).candidates(suffixes) if root.is_dir() else ([], [])
 
 
 def listing_digest(root: Path) -> str:
