@@ -266,6 +266,11 @@ class Settings:
         own = self.layout.root / "configs" / f"{name}.yaml"
         return own if own.is_file() else SHIPPED_CONFIGS / f"{name}.yaml"
 
+    def config_names(self, folder: str) -> list[str]:
+        """Names of all config files in a folder `<name>/` of configs/, the data root's and the shipped ones, sorted."""
+        places = (SHIPPED_CONFIGS / folder, self.layout.root / "configs" / folder)
+        return sorted({folder + path.stem for place in places for path in place.glob("*.yaml")})
+
     def config(self, name: str) -> safeyaml.YamlFile:
         """A config file as it is written."""
         return safeyaml.read_yaml(self.config_path(name), name=f"configs/{name}.yaml")

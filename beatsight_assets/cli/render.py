@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from beatsight_assets.cli.common import Session, command, finish
@@ -17,7 +19,7 @@ def demo_command(session: Session, seed: int, sessions: int | None) -> int:
     return finish(session, run(session.settings, options, progress=session.progress))
 
 
-@command("groove", help="Render Groove MIDI takes with several synthesised kits into raw/groove_rendered.")
+@command("groove", help="Render Groove MIDI takes with several synthesised or sampled kits into raw/groove_rendered.")
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
@@ -33,9 +35,16 @@ def demo_command(session: Session, seed: int, sessions: int | None) -> int:
     help="Kits of the train split; val and test have their own, a quarter as many.",
 )
 @click.option("--renders", type=click.IntRange(min=1), default=1, show_default=True, help="Kits per take.")
+@click.option(
+    "--kits-from",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of sampled kits (such as raw/one_shots) to play on instead: real drums in drawn rooms. A kit plays in the split that "
+    "kit_splits of one_shots names in configs/datasets.yaml; takes of a split without kit are left out.",
+)
 @click.option("--seed", type=int, default=7, show_default=True)
-def groove_command(session: Session, minutes: float, kits: int, renders: int, seed: int) -> int:
+def groove_command(session: Session, minutes: float, kits: int, renders: int, kits_from: Path | None, seed: int) -> int:
     from beatsight_assets.render.stage import RenderOptions, run
 
-    options = RenderOptions(source_set="groove_rendered", seed=seed, minutes=minutes, kits=kits, renders=renders)
+    folder = None if kits_from is None else str(kits_from.absolute())
+    options = RenderOptions(source_set="groove_rendered", seed=seed, minutes=minutes, kits=kits, renders=renders, kits_from=folder)
     return finish(session, run(session.settings, options, progress=session.progress))

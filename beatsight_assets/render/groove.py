@@ -1,33 +1,36 @@
-"""Groove MIDI performances as audio: real playing on synthesised kits, with exact labels.
+"""Groove MIDI performances as audio: real playing on synthesised or sampled kits, with exact labels.
 
 Belongs here: which takes on which kit, and writing them below `raw/groove_rendered` in the layout of `sources/rendered.py`.
-Does not belong here: sound (`synth`), what Groove's notes mean (taxonomy).
+Does not belong here: sound (`synth`, `sampled`), what Groove's notes mean (taxonomy).
 
 Kits: every split has its own, so held-out takes are held-out kits too. The group is the Groove take id, so a performance and all its
-renders stay in one split.
+renders stay in one split. A sampled kit is in the split that `kit_splits` of the one-shots names, as its own samples are.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from beatsight_assets import midi, workers
+from beatsight_assets import midi, store, workers
 from beatsight_assets.audio import write_wav
 from beatsight_assets.errors import ConfigError, InputError
-from beatsight_assets.render import synth
-from beatsight_assets.render.demo import NOTES, read_performance, to_csv
+from beatsight_assets.render import sampled, synth
+from beatsight_assets.render.demo import LABELS, NOTES, read_performance, to_csv
 from beatsight_assets.sources import Recording, Rejected, groove
 from beatsight_assets.stages import Progress
-from beatsight_assets.store import Store
+from beatsight_assets.store import Store, contain, read_bytes
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import keyed_order
 
 FOLDER = "groove_rendered"
+SAMPLED = "sampled"  # column kit_source
 MAX_TAKE_S = 120.0  # a longer take is cut here: one performance must not crowd out the others
 KITS_BY_SPLIT = {"train": 1.0, "val": 0.25, "test": 0.25}  # share of the number of training kits, at least 2
 
@@ -42,10 +45,35 @@ class Job:
     group: str
     split: str
     seconds: float
+    sampled: sampled.KitRef | None = None  # None: synthesised from the kit id
 
 
-def plan(root: Path, options: Mapping[str, Any], *, minutes: float, n_kits: int, renders: int, seed: int) -> list[Job]:
+@dataclass(frozen=True)
+class SampledKits:
+    """Sampled kits by split, and what is needed to read them."""
+
+    by_split: Mapping[str, Sequence[sampled.KitRef]]
+    options: Mapping[str, Any]  # of the one-shots
+    refused: Mapping[str, str] = field(default_factory=dict)  # kit -> why it does not play
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the renders depend on besides the files: tables, note maps and splits of the kits."""
+        configs = {name: store.hash_file(Path(path)) for name, path in self.options.get("configs", {}).items()}
+        return {"options": {k: v for k, v in self.options.items() if k != "configs"}, "configs": configs}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Kits by split, and those that do not play."""
+        return {"kits": {s: [r.kit_id for r in refs] for s, refs in self.by_split.items()}, "kits_refused": dict(self.refused)}
+
+
+def plan(
+    root: Path, options: Mapping[str, Any], *, minutes: float, n_kits: int, renders: int, seed: int, kits_from: SampledKits | None = None
+) -> list[Job]:
     """Takes in keyed order until `minutes` of music are reached, each on `renders` kits of its split.
+
+    With `kits_from` a kit is a sampled kit in a drawn room (`<kit>-r<room>`); takes of a split without a kit are passed over.
 
     Raises
     ------
@@ -62,18 +90,32 @@ def plan(root: Path, options: Mapping[str, Any], *, minutes: float, n_kits: int,
             break
         seconds = min(float(take.facts.get("duration_seconds", MAX_TAKE_S)), MAX_TAKE_S)
         split = take.session.split_hint or "train"
-        kits = [f"groove_{split}_kit{k + 1}" for k in range(max(2, round(n_kits * KITS_BY_SPLIT[split])))]
+        kits = _kits(split, max(2, round(n_kits * KITS_BY_SPLIT[split])), kits_from)
         chosen = sorted(kits, key=lambda k: keyed_order(seed, f"{take.session.session_id}/{k}"))[:renders]
         group = take.session.group_id.partition(":")[2]
         for kit_id in chosen:
-            jobs.append(Job(f"{group.replace('/', '-')}-{kit_id}", take, kit_id, group, split, seconds))
+            jobs.append(Job(f"{group.replace('/', '-')}-{kit_id}", take, kit_id, group, split, seconds, kits[kit_id]))
             total_s += seconds
     return jobs
 
 
+def _kits(split: str, n: int, kits_from: SampledKits | None) -> dict[str, sampled.KitRef | None]:
+    """Ids of the `n` kits of a split, and the samples behind them."""
+    if kits_from is None:
+        return {f"groove_{split}_kit{k + 1}": None for k in range(n)}
+    refs = kits_from.by_split.get(split, ())
+    return {
+        re.sub(r"[^A-Za-z0-9._-]+", "_", f"{refs[k % len(refs)].kit_id}-r{k // len(refs) + 1}"): refs[k % len(refs)]
+        for k in range(n if refs else 0)
+    }
+
+
 def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxonomy_path: Path, options: Mapping[str, Any], seed: int,
-          n_workers: int, progress: Progress) -> dict[str, float | int]:  # fmt: skip
-    """Render every job; a take whose files are there already is kept. Returns counts and minutes."""
+          n_workers: int, progress: Progress, kit_options: Mapping[str, Any] | None = None) -> tuple[dict[str, float | int], dict[str, Any]]:  # fmt: skip
+    """Render every job; a take whose files are there already is kept. Returns figures, and what sounds instead of what was played.
+
+    `kit_options` : options of the one-shots, for sampled kits
+    """
     by_kit: dict[str, list[Job]] = {}
     for job in jobs:
         by_kit.setdefault(job.kit_id, []).append(job)
@@ -81,53 +123,78 @@ def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxono
     known = {
         j.take_id for j in jobs if (target / "audio" / f"{j.take_id}.wav").is_file() and (target / "midi" / f"{j.take_id}.mid").is_file()
     }
-    work = [(root, tuple(j for j in batch if j.take_id not in known), taxonomy_path, dict(options), seed) for batch in batches]
+    todo = [tuple(j for j in batch if j.take_id not in known) for batch in batches]
+    work = [(root, batch, taxonomy_path, dict(options), dict(kit_options or {}), seed) for batch in todo if batch]
     n_done = len(known)
+    replaced: Counter[str] = Counter()
     with workers.executor("processes", n_workers) as pool:
-        for made in workers.ordered_map(pool, _render_batch, [w for w in work if w[1]], n_workers=n_workers):
-            for take_id, midi_bytes, wav in made:
+        for made in workers.ordered_map(pool, _render_batch, work, n_workers=n_workers):
+            for take_id, midi_bytes, wav, instead in made:
+                replaced.update(instead)
                 store.publish(target / "midi" / f"{take_id}.mid", midi_bytes)
                 store.publish(target / "audio" / f"{take_id}.wav", wav)
             n_done += len(made)
             progress(f"groove_rendered: {n_done} of {len(jobs)} renders")
-    header = ("take_id", "midi_filename", "audio_filename", "kit_id", "group", "split", "style", "drummer", "mix_context")
+    header = ("take_id", "midi_filename", "audio_filename", "kit_id", "group", "split", "style", "drummer", "mix_context", "kit_source")
     rows = [
         (j.take_id, f"midi/{j.take_id}.mid", f"audio/{j.take_id}.wav", j.kit_id, j.group, j.split, str(j.recording.facts.get("style", "")),
-         j.recording.session.drummer_id, "drum_only")
+         j.recording.session.drummer_id, "drum_only", "synthesised" if j.sampled is None else SAMPLED)
         for j in jobs
     ]  # fmt: skip
     store.publish(target / "takes.csv", to_csv(header, rows))
     seconds = sum((target / "audio" / f"{j.take_id}.wav").stat().st_size / 2 / synth.RATE_HZ for j in jobs)
-    return {
+    figures: dict[str, float | int] = {
         "takes": len(jobs),
         "written": len(jobs) - len(known),
         "kept": len(known),
         "minutes": round(seconds / 60, 3),
         "kits": len(by_kit),
     }
+    return figures, {"sounds_instead": dict(sorted(replaced.items()))} if replaced else {}
 
 
-def _render_batch(work: tuple[Path, tuple[Job, ...], Path, dict[str, Any], int]) -> list[tuple[str, bytes, bytes]]:
-    root, jobs, taxonomy_path, options, seed = work
+def _render_batch(
+    work: tuple[Path, tuple[Job, ...], Path, dict[str, Any], dict[str, Any], int],
+) -> list[tuple[str, bytes, bytes, Counter[str]]]:
+    root, jobs, taxonomy_path, options, kit_options, seed = work
     taxonomy = Taxonomy.at(taxonomy_path)
+    ref = jobs[0].sampled
     kit = synth.Kit.from_seed(jobs[0].kit_id, seed, wide=True)
+    drums = None if ref is None else sampled.load_kit(ref, kit_options, taxonomy)
     made = []
     for job in jobs:
-        midi_bytes = _as_beatsight(root, job, taxonomy, options)
+        midi_bytes, instead = _as_beatsight(root, job, taxonomy, options, drums)
         played = read_performance(job.take_id, midi_bytes)
-        audio = synth.render(kit, played.onsets_us, played.labels, played.velocities, played.openness, seed=seed, take_id=job.take_id)
-        made.append((job.take_id, midi_bytes, write_wav(audio, synth.RATE_HZ)))
+        args = (played.onsets_us, played.labels, played.velocities, played.openness)
+        if drums is None:
+            sound = synth.render(kit, *args, seed=seed, take_id=job.take_id)
+        else:
+            caught = midi.read_midi(midi_bytes).aftertouch
+            chokes = [(us, LABELS[note]) for us, note in zip(caught.onset_us.tolist(), caught.note.tolist(), strict=True)]
+            sound = sampled.render(drums, kit, *args, chokes=chokes, seed=seed, take_id=job.take_id)
+        made.append((job.take_id, midi_bytes, write_wav(sound, synth.RATE_HZ), instead))
     return made
 
 
-def _as_beatsight(root: Path, job: Job, taxonomy: Taxonomy, options: Mapping[str, Any]) -> bytes:
-    """The take's hits in the platform's own note map, up to `job.seconds`, so that one MIDI file says exactly what sounds."""
+def _as_beatsight(
+    root: Path, job: Job, taxonomy: Taxonomy, options: Mapping[str, Any], drums: sampled.SampledKit | None
+) -> tuple[bytes, Counter[str]]:
+    """(the take's hits in the platform's own note map up to `job.seconds`, {"played -> sounding": hits}): one MIDI file says exactly what sounds.
+
+    On a sampled kit what the kit lacks becomes its substitute or is left out, and cymbals caught by hand stay (aftertouch).
+    """
     reading = groove.read(root, job.recording, taxonomy, options)
     if isinstance(reading, Rejected):
         raise InputError(reading.message, code=reading.code, where=job.recording.timeline)
     hits = reading.hits
-    kept = np.flatnonzero(hits.onset_us < job.seconds * 1e6)
-    labels = [hits.voices[v].label for v in hits.voice[kept]]
+    sounding = [v.label if drums is None else drums.sounding(v.label) for v in hits.voices]
+    is_heard = np.array([label is not None for label in sounding])[hits.voice]
+    early = hits.onset_us < job.seconds * 1e6
+    instead = Counter(
+        f"{hits.voices[v].label} -> {sounding[v] or 'left out'}" for v in hits.voice[early].tolist() if sounding[v] != hits.voices[v].label
+    )
+    kept = np.flatnonzero(early & is_heard)
+    labels = [str(sounding[v]) for v in hits.voice[kept]]
     velocity = np.rint(hits.velocity[kept] * 127).astype(int)
     notes = [(int(t), NOTES[label], int(v)) for t, label, v in zip(hits.onset_us[kept], labels, velocity, strict=True)]
     raw = hits.openness_raw[kept] if hits.openness_raw is not None else np.full(len(kept), -1)
@@ -137,4 +204,17 @@ def _as_beatsight(root: Path, job: Job, taxonomy: Taxonomy, options: Mapping[str
         if p >= 0 and taxonomy.family(label) == "hihat"
     ]
     tempo = float(hits.tempo_bpm[0]) if hits.tempo_bpm is not None and len(hits) else 120.0
-    return midi.write_midi(notes, pedal=pedal, tempos=((0, round(60e6 / tempo)),))
+    caught = [] if drums is None else _caught(root, job, taxonomy, drums)
+    return midi.write_midi(notes, pedal=pedal, aftertouch=caught, tempos=((0, round(60e6 / tempo)),)), instead
+
+
+def _caught(root: Path, job: Job, taxonomy: Taxonomy, drums: sampled.SampledKit) -> list[tuple[int, int, int]]:
+    """(microsecond, note, value) where the drummer caught a cymbal that sounds on this kit."""
+    touched = midi.read_midi(read_bytes(contain(root, job.recording.timeline), max_bytes=groove.MAX_MIDI_BYTES)).aftertouch
+    notes = taxonomy.note_map(groove.NOTE_MAP)
+    found = []
+    for us, note, value in zip(touched.onset_us.tolist(), touched.note.tolist(), touched.value.tolist(), strict=True):
+        label = drums.sounding(notes[note].label) if note in notes and value > 0 and us < job.seconds * 1e6 else None
+        if label in sampled.CYMBALS:
+            found.append((us, NOTES[label], value))
+    return found

@@ -10,17 +10,20 @@ import numpy as np
 
 from beatsight_assets import audio
 from beatsight_assets.errors import ConfigError, InputError
-from beatsight_assets.render import demo, groove, synth
+from beatsight_assets.events import SPLITS
+from beatsight_assets.render import demo, groove, sampled, synth
 from beatsight_assets.settings import Settings
-from beatsight_assets.sources import find_root, listing_digest
+from beatsight_assets.sources import find_root, listing_digest, module_options, one_shots
 from beatsight_assets.sources.tables import read_csv
 from beatsight_assets.stages import Outcome, Progress, Report, run_stage, silent
 from beatsight_assets.store import contain
+from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import keyed_order
 from beatsight_assets.verdict import Reason, Rule, Verdict
 
 VERSION = "1"
 STAGE = "rendered_audio"
+ONE_SHOTS = "one_shots"  # dataset whose options say how kits are read and which split hears them
 CHECKED_HITS = 200  # design ruling 14
 MAX_ONSET_ERROR_MS = 3.0  # design ruling 14
 CHECKED_TAKES = 20  # spread over the set; 200 hits need no more
@@ -28,7 +31,10 @@ CHECKED_TAKES = 20  # spread over the set; 200 hits need no more
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What to render: `beatsight_demo` (needs nothing) or `groove_rendered` (needs raw/groove_midi). `minutes`, `kits`, `renders` shape the latter."""
+    """What to render: `beatsight_demo` (needs nothing) or `groove_rendered` (needs raw/groove_midi). The rest shapes the latter.
+
+    kits_from : a folder of sampled kits, absolute; None: synthesised kits
+    """
 
     source_set: str = demo.FOLDER
     seed: int = 7
@@ -36,6 +42,7 @@ class RenderOptions:
     minutes: float = 60.0
     kits: int = 8
     renders: int = 1
+    kits_from: str | None = None
 
 
 def run(settings: Settings, options: RenderOptions | None = None, *, progress: Progress = silent) -> Report:
@@ -43,7 +50,7 @@ def run(settings: Settings, options: RenderOptions | None = None, *, progress: P
 
     Raises
     ------
-    ConfigError `unknown-choice`, `missing-root` : not a rendered dataset; Groove is not there
+    ConfigError `unknown-choice`, `missing-root`, `no-kits` : not a rendered dataset; Groove or the kits are not there; no kit can play
     """
     options = options or RenderOptions()
     source_set, config = settings.dataset(options.source_set)
@@ -59,7 +66,12 @@ def run(settings: Settings, options: RenderOptions | None = None, *, progress: P
         root = find_root(settings, "groove_mididataset")
         if root is None:
             raise ConfigError("raw/groove_midi is not there. Put the unpacked Groove MIDI dataset there first", code="missing-root")
-        work = _groove_work(settings, options, root, target, progress)
+        del identity["kits_from"]  # what lies there counts, not where it lies
+        kits = None
+        if options.kits_from is not None:
+            kits = _sampled_kits(settings, Path(options.kits_from), progress)
+            identity["kits_from"] = {"listing": listing_digest(Path(options.kits_from)), **kits.identity}
+        work = _groove_work(settings, options, root, target, kits, progress)
         identity["groove"] = listing_digest(root)
     return run_stage(settings, STAGE, partition=source_set, version=VERSION, options=identity, parents=(), work=work)
 
@@ -78,15 +90,37 @@ def _demo_work(settings: Settings, options: RenderOptions, target: Path, progres
     return work
 
 
-def _groove_work(settings: Settings, options: RenderOptions, root: Path, target: Path, progress: Progress) -> Any:
+def _groove_work(
+    settings: Settings, options: RenderOptions, root: Path, target: Path, kits: groove.SampledKits | None, progress: Progress
+) -> Any:
     def work() -> Outcome:
         of_groove = settings.datasets["groove_mididataset"].options
-        jobs = groove.plan(root, of_groove, minutes=options.minutes, n_kits=options.kits, renders=options.renders, seed=options.seed)
-        figures = groove.write(root, target, jobs, store=settings.store, taxonomy_path=settings.config_path("taxonomy"), options=of_groove,
-                               seed=options.seed, n_workers=settings.n_workers, progress=progress)  # fmt: skip
-        return _outcome(settings, options.source_set, target, figures, {})
+        jobs = groove.plan(root, of_groove, minutes=options.minutes, n_kits=options.kits, renders=options.renders, seed=options.seed,
+                           kits_from=kits)  # fmt: skip
+        figures, facts = groove.write(root, target, jobs, store=settings.store, taxonomy_path=settings.config_path("taxonomy"),
+                                      options=of_groove, seed=options.seed, n_workers=settings.n_workers, progress=progress,
+                                      kit_options=kits.options if kits else None)  # fmt: skip
+        return _outcome(settings, options.source_set, target, figures, facts | (kits.facts if kits else {}))
 
     return work
+
+
+def _sampled_kits(settings: Settings, folder: Path, progress: Progress) -> groove.SampledKits:
+    """Kits of a folder that can play, by the split the one-shots keep them in. A kit without a split plays nothing: its own samples may
+    be in any split, and a take would carry them into another."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder. Give a folder with one folder of samples for each kit", code="missing-root")
+    options = module_options(settings, ONE_SHOTS)
+    found, refused = sampled.find_kits(folder, options, Taxonomy.load(settings))
+    splits = one_shots.kit_splits(options)
+    refused |= {ref.kit_id: "has no split in one_shots.kit_splits of configs/datasets.yaml" for ref in found if ref.kit not in splits}
+    by_split = {split: [ref for ref in found if splits.get(ref.kit) == split] for split in SPLITS}
+    for name, reason in refused.items():
+        progress(f"kit {name} is not used: it {reason}")
+    if not any(by_split.values()):
+        said = "; ".join(f"{name} {reason}" for name, reason in refused.items()) or "there are no samples"
+        raise ConfigError(f"no kit below {folder} can play: {said}", code="no-kits", where="--kits-from")
+    return groove.SampledKits(by_split, options, refused)
 
 
 def _outcome(settings: Settings, source_set: str, target: Path, figures: dict[str, float | int], facts: dict[str, Any]) -> Outcome:
@@ -109,7 +143,8 @@ def matches_midi(settings: Settings, target: Path, *, seed: int) -> Verdict:
         n_short += int(len(played.onsets_us) > 0 and played.onsets_us[-1] / 1e6 >= len(clip.samples) / synth.RATE_HZ)
         if row.get("mix_context") == "full_mix":
             continue  # accompaniment has onsets of its own, which no MIDI names
-        found = synth.measure_onset_errors(clip.samples, synth.RATE_HZ, played.onsets_us)
+        measure = sampled.measure_onset_errors if row.get("kit_source") == groove.SAMPLED else synth.measure_onset_errors
+        found = measure(clip.samples, synth.RATE_HZ, played.onsets_us)
         errors += [(f"{row['take_id']}:{i}", float(e)) for i, e in enumerate(found) if np.isfinite(e)]
         if len(errors) >= 4 * CHECKED_HITS and len(takes) > CHECKED_TAKES:
             break

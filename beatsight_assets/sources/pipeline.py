@@ -131,7 +131,8 @@ def module_options(settings: Settings, source_set: str) -> dict[str, Any]:
     for key in config.options:
         if key not in source.options:
             raise ConfigError.unknown_choice("option", key, source.options, where=f"configs/datasets.yaml: {source_set}")
-    return config.options | ({"configs": {name: str(settings.config_path(name)) for name in source.configs}} if source.configs else {})
+    names = [n for name in source.configs for n in (settings.config_names(name) if name.endswith("/") else (name,))]
+    return config.options | ({"configs": {name: str(settings.config_path(name)) for name in names}} if names else {})
 
 
 @lru_cache(maxsize=64)

@@ -30,7 +30,9 @@ class Source:
     official_split: str = ""
     chain: tuple[str, ...] = ("midi_import",)
     options: tuple[str, ...] = ()  # keys of `options` in configs/datasets.yaml that the module knows
-    configs: tuple[str, ...] = ()  # further config files it reads, by name: `options["configs"][name]` is the path, a change is seen
+    configs: tuple[
+        str, ...
+    ] = ()  # further config files it reads, by name: `options["configs"][name]` is the path, a change is seen; `folder/` is all in it
     companions: tuple[str, ...] = ()  # folders beside the root that are read too; a change there is a change of this dataset
     tables: tuple[str, ...] = ()  # files (patterns) that only `scan` reads: a change there changes the recordings whose description changes
     many_roots: bool = False  # every configured root holds a part of the dataset; else the first that exists is the dataset

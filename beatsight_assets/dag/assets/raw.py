@@ -1,5 +1,6 @@
 """From raw folders to event tables."""
 
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -37,8 +38,10 @@ def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.Stati
         """Audio that the platform renders itself from MIDI; afterwards an ordinary raw folder."""
         from beatsight_assets.render import stage
 
-        sessions = {} if config.sessions is None else {"sessions": config.sessions}
-        return lake.perform(stage.run, stage.RenderOptions(source_set=context.partition_key, seed=config.seed, **sessions))
+        options = stage.RenderOptions(source_set=context.partition_key, seed=config.seed)
+        if config.sessions is not None:
+            options = replace(options, sessions=config.sessions)
+        return lake.perform(stage.run, options)
 
     @dg.asset(
         deps=[raw_files, rendered_first],
