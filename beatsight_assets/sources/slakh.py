@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ SOURCE = Source(
     licence="CC BY 4.0",
     citation="manilow2019",
     url="http://www.slakh.com",
-    suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES, ".yaml"),
+    suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES, ".yaml", ".json"),
     official_split="folder",
     chain=("synthetic_render", "midi_import"),
     options=("include_mix", "include_omitted", "plugins"),
@@ -46,6 +46,7 @@ UNKNOWN_PLUGIN = "general_midi (plugin unknown)"
 UNKNOWN_PLUGIN_CONFIDENCE = 0.8
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 OMITTED = "omitted"
+DUPLICATES = "duplicates.json"
 OPTIONS_AT = "configs/datasets.yaml: slakh2100.options"
 TRACK = re.compile(r"((?:.+/)?(Track\d{5}))/(.+)", re.DOTALL)
 STEM = re.compile(r"S\d{2,3}")
@@ -55,6 +56,8 @@ DIGEST = re.compile(r"[0-9a-f]{32}")
 
 def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected | Skipped]:
     """Drum stems of every track folder by path, with the mix where it is wanted; all other files of a track are out of scope.
+
+    Where slakh-utils' duplicates.json lies below the root, each session names the other tracks of its piece (fact `duplicates`).
 
     Raises
     ------
@@ -68,11 +71,18 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
             f"plugins is {options['plugins']!r:.80}; it must map plugin names to note maps", code="bad-config", where=OPTIONS_AT
         )
     tracks: dict[str, set[str]] = {}
+    duplicates: dict[str, tuple[str, ...]] = {}
     for path in candidate_files(root, SOURCE.suffixes)[0]:
-        if match := TRACK.fullmatch(path):
+        if path.rpartition("/")[2] == DUPLICATES:
+            try:
+                duplicates |= read_duplicates(read_bytes(contain(root, path), max_bytes=MAX_MIDI_BYTES), where=path)
+                yield Skipped(path, "list of duplicates")
+            except InputError as error:
+                yield Rejected(path, "scan", error.code, error.message)
+        elif match := TRACK.fullmatch(path):
             tracks.setdefault(match[1], set()).add(match[3])
     for folder in sorted(tracks, key=str.encode):
-        yield from _scan_track(root, folder, tracks[folder], options)
+        yield from _scan_track(root, folder, tracks[folder], options, duplicates)
 
 
 def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected:
@@ -94,8 +104,10 @@ def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[
     return Reading(session, hits, coverage, ", ".join(dict.fromkeys(names)), _facts(played), dict(issues))
 
 
-def _scan_track(root: Path, folder: str, files: set[str], options: Mapping[str, Any]) -> Iterator[Recording | Rejected | Skipped]:
-    """Sessions of one track; `files` are paths below its folder."""
+def _scan_track(
+    root: Path, folder: str, files: set[str], options: Mapping[str, Any], duplicates: Mapping[str, tuple[str, ...]]
+) -> Iterator[Recording | Rejected | Skipped]:
+    """Sessions of one track; `files` are paths below its folder, `duplicates` the tracks of each piece."""
     parent = folder.rpartition("/")[0].rpartition("/")[2]
     media = sorted(files - {"metadata.yaml"}, key=str.encode)
     if parent == OMITTED and not options.get("include_omitted", False):
@@ -118,6 +130,7 @@ def _scan_track(root: Path, folder: str, files: set[str], options: Mapping[str, 
         split_hint=SPLITS.get(parent),
         label_source="rendered_midi",
     )
+    same = [track for track in duplicates.get(uuid, ()) if track != folder.rpartition("/")[2]]
     used = {"metadata.yaml"} if drums else set()
     orphans = set()
     present = []
@@ -140,7 +153,7 @@ def _scan_track(root: Path, folder: str, files: set[str], options: Mapping[str, 
             kit_id=plugin or None,
             mix_context="drum_only",
         )
-        yield _recording(session, folder, [(midi, plugin)], sound)
+        yield _recording(session, folder, [(midi, plugin)], sound, same)
     mix = _first(files, "mix", AUDIO_SUFFIXES)
     if mix and present and options.get("include_mix", False):
         used.add(mix)
@@ -153,15 +166,15 @@ def _scan_track(root: Path, folder: str, files: set[str], options: Mapping[str, 
             kit_id=(kits.pop() or None) if len(kits) == 1 else None,
             mix_context="full_mix",
         )
-        yield _recording(session, folder, present, mix)
+        yield _recording(session, folder, present, mix, same)
     for name in sorted(files - used, key=str.encode):
         yield Skipped(f"{folder}/{name}", "drums without MIDI" if name in orphans else _why_not(name))
 
 
-def _recording(session: Session, folder: str, drums: Sequence[tuple[str, str]], sound: str | None) -> Recording:
+def _recording(session: Session, folder: str, drums: Sequence[tuple[str, str]], sound: str | None, same: Sequence[str]) -> Recording:
     midi = [f"{folder}/{path}" for path, _ in drums]
     files = (*midi, f"{folder}/metadata.yaml", *([f"{folder}/{sound}"] if sound else []))
-    return Recording(session, midi[0], files, {"drum_midi": midi, "plugins": [plugin for _, plugin in drums]})
+    return Recording(session, midi[0], files, {"drum_midi": midi, "plugins": [plugin for _, plugin in drums], "duplicates": list(same)})
 
 
 def _read_metadata(root: Path, relpath: str) -> tuple[str, dict[str, str]]:
@@ -245,77 +258,22 @@ def _facts(played: Sequence[Performance]) -> dict[str, Any]:
     return {**played[0].facts, "end_seconds": max(p.facts["end_seconds"] for p in played)}
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """What duplicates.json of slakh-utils says: which tracks were rendered from the same MIDI file."""
+def read_duplicates(content: bytes, *, where: str = DUPLICATES) -> dict[str, tuple[str, ...]]:
+    """Digest of a MIDI file (the UUID of metadata.yaml) -> tracks made from it, sorted, of duplicates.json of slakh-utils.
 
-    tracks: Mapping[str, tuple[str, ...]]  # digest of the MIDI file (the UUID of metadata.yaml) -> tracks, sorted
-
-    @property
-    def shared(self) -> dict[str, tuple[str, ...]]:
-        """Only what more than one track was made from, by group id."""
-        return {f"slakh:{digest}": tracks for digest, tracks in self.tracks.items() if len(tracks) > 1}
-
-    def in_two_splits(self, split_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-        """Group id -> the splits it lies in, where they are more than one; tracks without a split count nowhere."""
-        found = {g: tuple(sorted({split_of[t] for t in tracks if t in split_of})) for g, tracks in self.shared.items()}
-        return {group: splits for group, splits in found.items() if len(splits) > 1}
-
-
-def read_duplicates(content: bytes, *, where: str = "duplicates.json") -> Duplicates:
-    """`{track: {midi_md5, midi_duplicates}}`; the digest decides, the listed duplicates must agree with it.
+    The file maps each track to `{midi_md5, midi_duplicates}`; the digest decides, the listed duplicates must agree with it.
 
     Raises
     ------
     InputError `bad-metadata` : another form, or a track that names a duplicate of another digest
     """
-    data = _tracks(content, where)
-    digest = {}
-    for track, facts in data.items():
-        if not isinstance(facts.get("midi_md5"), str) or not isinstance(facts.get("midi_duplicates"), list):
-            raise InputError(f"{track} has no midi_md5 or no midi_duplicates", code="bad-metadata", where=where)
-        digest[track] = facts["midi_md5"]
-    tracks: dict[str, list[str]] = {}
-    for track in sorted(digest):
-        tracks.setdefault(digest[track], []).append(track)
-    for track, facts in data.items():
-        if sorted([track, *map(str, facts["midi_duplicates"])]) != tracks[digest[track]]:
-            raise InputError(f"midi_duplicates of {track} are not the tracks of its midi_md5", code="bad-metadata", where=where)
-    return Duplicates({d: tuple(found) for d, found in sorted(tracks.items())})
-
-
-def read_splits(content: bytes, *, where: str = "splits.json") -> dict[str, str]:
-    """{track: split} after the actions of splits_v2.json (moves) or redux.json (omissions) on the original ranges of the release.
-
-    Raises
-    ------
-    InputError `bad-metadata` : another form or action
-    """
-    split_of = {}
-    for track, facts in _tracks(content, where).items():
-        action = facts.get("action")
-        if action == "move":
-            split = facts.get("destination_split")
-        elif action is None:
-            split = original_split(track)
-        elif action == "omit":
-            continue
-        else:
-            split = None
-        if split not in SPLITS:
-            raise InputError(f"{track}: action {action!r:.40} leads to no split", code="bad-metadata", where=where)
-        split_of[track] = SPLITS[split]
-    return split_of
-
-
-def original_split(track: str) -> str:
-    """Split of the first release: 1-1500 train, 1501-1875 validation, then test."""
-    number = int(track.removeprefix("Track"))
-    return "train" if number <= 1500 else "validation" if number <= 1875 else "test"
-
-
-def _tracks(content: bytes, where: str) -> dict[str, dict[str, Any]]:
     data = parse_json(content, where=where)
-    if not isinstance(data, dict) or not all(re.fullmatch(r"Track\d{5}", t) and isinstance(f, dict) for t, f in data.items()):
-        raise InputError("must map TrackNNNNN to an object", code="bad-metadata", where=where)
-    return data
+    tracks: dict[str, list[str]] = {}
+    for track, facts in sorted(data.items()) if isinstance(data, dict) else [("the document", None)]:
+        if not isinstance(facts, dict) or not isinstance(facts.get("midi_md5"), str) or not isinstance(facts.get("midi_duplicates"), list):
+            raise InputError(f"{track!r:.40} has no midi_md5 or no midi_duplicates", code="bad-metadata", where=where)
+        tracks.setdefault(facts["midi_md5"], []).append(track)
+    for track, facts in data.items():
+        if sorted([track, *map(str, facts["midi_duplicates"])]) != tracks[facts["midi_md5"]]:
+            raise InputError(f"midi_duplicates of {track!r:.40} are not the tracks of its midi_md5", code="bad-metadata", where=where)
+    return {digest: tuple(found) for digest, found in sorted(tracks.items())}

@@ -318,35 +318,62 @@ def test_golden_tempo_map(shared_data: Path) -> None:
     }  # fmt: skip
 
 
+def split_after(content: bytes) -> dict[str, str]:
+    """{track: split} after the actions of splits_v2.json (moves) or redux.json (omissions) on the ranges of the first release."""
+    actions = json.loads(content)
+    split = {t: a.get("destination_split") or first_split(t) for t, a in actions.items() if a["action"] in (None, "move")}
+    assert {a["action"] for a in actions.values()} <= {None, "move", "omit"}
+    return split
+
+
+def first_split(name: str) -> str:
+    number = int(name.removeprefix("Track"))
+    return "train" if number <= 1_500 else "validation" if number <= 1_875 else "test"
+
+
 @pytest.mark.data
 def test_golden_duplicates_and_splits(shared_data: Path) -> None:
     """1,710 pieces in 2,100 tracks; the first release has 146 of them in two splits, the two repaired ones have none."""
     folder = shared_data / "slakh/_slakh_utils/splits"
     found = slakh.read_duplicates((folder / "duplicates.json").read_bytes())
-    names = [t for tracks in found.tracks.values() for t in tracks]
-    assert (len(names), len(found.tracks), len(found.shared)) == (2_100, 1_710, 308)
-    assert (max(map(len, found.shared.values())), sum(map(len, found.shared.values()))) == (6, 698)
-    original = {t: slakh.original_split(t) for t in names}
-    redux, second = (slakh.read_splits((folder / name).read_bytes()) for name in ("redux.json", "splits_v2.json"))
-    assert [len(found.in_two_splits(s)) for s in (original, redux, second)] == [146, 0, 0]
-    assert Counter(redux.values()) == {"train": 1_289, "val": 270, "test": 151}
-    assert Counter(second.values()) == {"train": 1_500, "val": 375, "test": 225}
-    assert "slakh:1a81ae092884234f3264e2f45927f00a" not in found.shared, "Track00001 is unique: its two copies here are two datasets"
+    names = [t for tracks in found.values() for t in tracks]
+    shared = {digest: tracks for digest, tracks in found.items() if len(tracks) > 1}
+    assert (len(names), len(found), len(shared)) == (2_100, 1_710, 308)
+    assert (max(map(len, shared.values())), sum(map(len, shared.values()))) == (6, 698)
+    redux, second = (split_after((folder / name).read_bytes()) for name in ("redux.json", "splits_v2.json"))
+    in_two = [
+        sum(len({split[t] for t in tracks if t in split}) > 1 for tracks in shared.values())
+        for split in ({t: first_split(t) for t in names}, redux, second)
+    ]
+    assert in_two == [146, 0, 0]
+    assert Counter(redux.values()) == {"train": 1_289, "validation": 270, "test": 151}
+    assert Counter(second.values()) == {"train": 1_500, "validation": 375, "test": 225}
+
+
+def test_each_session_names_the_other_tracks_of_its_piece(settings: Settings) -> None:
+    """Slakh's own list of duplicates is in the provenance of what it is about; a list that is damaged is one row and stops nothing."""
+    root = settings.layout.raw("slakh2100")
+    track(root / "train/Track00001", {"S00": drum()})
+    track(root / "test/Track01900", {"S00": drum()}, uuid="f" * 32)
+    listed = {"Track00001": ["Track00077"], "Track00077": ["Track00001"]}
+    facts = {t: {"midi_md5": UUID, "midi_duplicates": same} for t, same in listed.items()}
+    (root / "splits").mkdir()
+    (root / "splits/duplicates.json").write_text(json.dumps(facts | {"Track01900": {"midi_md5": "f" * 32, "midi_duplicates": []}}))
+    report = ingest(settings, "slakh")
+    rows = pl.read_parquet(settings.layout.provenance("slakh2100")).sort("session_id")["facts"]
+    assert [json.loads(text)["duplicates"] for text in rows] == [[], ["Track00077"]] and report.figures["rejected"] == 0
+    (root / "splits/duplicates.json").write_text("{}}")
+    assert ingest(settings, "slakh").figures["recordings"] == 2
+    refused = pl.read_parquet(settings.layout.quarantine("slakh2100"))
+    assert refused.select("path", "code").rows() == [("splits/duplicates.json", "bad-metadata")]
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"[]", b'{"Track1": {}}', b'{"Track00001": {"midi_md5": "a"}}',
+    [b"[]", b'{"Track00001": {}}', b'{"Track00001": 3}', b'{"Track00001": {"midi_md5": "a"}}', b'{"Track00001": {"midi_md5": "a", "midi_duplicates": [{}]}}',
      b'{"Track00001": {"midi_md5": "a", "midi_duplicates": ["Track00002"]}, "Track00002": {"midi_md5": "b", "midi_duplicates": []}}'],
 )  # fmt: skip
 def test_a_duplicate_list_that_contradicts_itself_is_refused(content: bytes) -> None:
     """Whom to believe is not guessed."""
     with pytest.raises(InputError):
         slakh.read_duplicates(content)
-
-
-@pytest.mark.parametrize("action", ['"drop"', '"move"', "7"])
-def test_an_unknown_split_action_is_refused(action: str) -> None:
-    """A move without a destination moves nothing silently."""
-    with pytest.raises(InputError):
-        slakh.read_splits(b'{"Track00001": {"action": %s}}' % action.encode())
