@@ -128,17 +128,20 @@ def test_techniques_of_keys_are_stated(tmp_path: Path) -> None:
 def test_the_mix_has_the_hits_of_all_drum_stems(tmp_path: Path) -> None:
     """include_mix adds one session in the same group; two drum stems through two plugins are read each by its own."""
     folder = track(tmp_path / "test/Track01900", {"S00": drum(), "S01": BASS, "S02": drum("pop_kit.nkm")})
-    (folder / "MIDI/S02.mid").write_bytes(midi.write_midi([(250_000, 54, 70)], tempos=[(0, 500_000)], meters=[(0, 3, 4)]))
+    (folder / "MIDI/S02.mid").write_bytes(
+        midi.write_midi([(250_000, 54, 70), (300_000, 49, 70)], aftertouch=[(400_000, 49, 60)], meters=[(0, 3, 4)])
+    )
     first, second, mix = read_all(tmp_path, {"include_mix": True})
     assert (mix.session.session_id, mix.session.mix_context) == ("test/Track01900/mix.wav", "full_mix")
     assert mix.session.group_id == first.session.group_id == second.session.group_id and mix.session.split_hint == "test"
-    assert len(mix.hits) == len(first.hits) + len(second.hits) == 4
+    assert len(mix.hits) == len(first.hits) + len(second.hits) == 5
     assert mix.note_map == "ni_studio, kontakt_factory" and mix.session.kit_id is None and mix.session.midi_path is None
     frame = events.assemble("slakh2100", [(mix.session, mix.hits)], TAXONOMY).frame
     assert frame.select("onset_time", pl.col("components").list.eval(pl.element().struct.field("label"))).rows() == [
-        (0.0, ["kick"]), (0.25, ["ride_bell"]), (0.5, ["crash2"]), (1.0, ["hihat_open"]),
+        (0.0, ["kick"]), (0.25, ["ride_bell"]), (0.3, ["crash"]), (0.5, ["crash2"]), (1.0, ["hihat_open"]),
     ]  # fmt: skip
-    assert frame["meter"].to_list() == ["4/4", "3/4", "4/4", "4/4"]
+    assert frame["meter"].to_list() == ["4/4", "3/4", "3/4", "4/4", "4/4"]
+    assert frame["techniques"].to_list() == [[], [], ["cymbal_choke"], [], []]
     assert len(read_all(tmp_path)) == 2
 
 
