@@ -153,6 +153,26 @@ def test_techniques_tag_the_snare_events_inside(tmp_path: Path) -> None:
     assert json.loads(frame["extras"][0])["annotation_history"] == ["snare_strokes"]
 
 
+@pytest.mark.parametrize(
+    ("onsets", "is_tagged"),
+    [
+        ([(0.49, "sd")], True), ([(0.489999, "sd")], False), ([(0.8, "sd")], True), ([(0.800001, "sd")], False),
+        ([(0.485, "bd"), (0.494, "sd")], False), ([(0.798, "bd"), (0.806, "sd")], True), ([(0.6, "bd")], False), ([(0.6, "cs")], True),
+    ],
+    ids=[
+        "10 ms before", "just too early", "at the end", "just too late", "an event that opens too early", "an event that opens in time",
+        "no snare", "cross stick is a snare",
+    ],
+)  # fmt: skip
+def test_the_edges_of_a_technique(tmp_path: Path, onsets: list[tuple[float, str]], is_tagged: bool) -> None:
+    """[start - 10 ms, start + duration], both ends included, by the time of the event and not of the single hit."""
+    write_piece(tmp_path, "drummer_1", SALSA, onsets, channels=())
+    put(tmp_path, "Testing_set/drummer_1/107_min.txt", techniques([(0.5, 2, 0.3, "roll")]))
+    reading = read_one(tmp_path)
+    frame = events.assemble("enst_drums", [(reading.session, reading.hits)], Taxonomy.shipped()).frame
+    assert frame["techniques"].to_list() == [["roll"] if is_tagged else []]
+
+
 def test_annotation_beats_inference_inside_annotated_pieces(tmp_path: Path) -> None:
     """Six snare strokes 50 ms apart are a roll where nobody marked techniques; where somebody did, only what they marked is one. Toms stay."""
     onsets = [(0.5 + 0.05 * i, token) for token in ("sd", "lt") for i in range(6)]
