@@ -47,6 +47,7 @@ LABEL_TAGS = {
 }
 SNARE = ("snare", "rimshot")
 DRUMS = (SNARE, ("tom_high",), ("tom_mid",), ("tom_low",))  # what counts as one drum for strokes
+STROKES = ("drag", "flam", "roll")  # what people mark (`events.HUMAN_STROKES`)
 LAYERED_FAMILIES = (("crash", "crash2"), ("china",), ("splash",))
 LABELS = (  # every label a rule asks for
     *("kick", "snare", "rimshot", "cross_stick", "hihat_closed", "hihat_open", "hihat_pedal", "hihat_foot_splash", "ride_bell"),
@@ -145,19 +146,21 @@ def find_techniques(events: pl.DataFrame) -> NDArray[np.uint32]:
 def with_techniques(events: pl.DataFrame, *, recompute: bool = False) -> pl.DataFrame:
     """Events with inferred tags added to `techniques` (sorted, unique); running it twice changes nothing.
 
-    recompute : first remove every tag this module can infer, stated ones of the same name included
+    recompute : first remove every tag this module can infer, stated ones of the same name included, save snare strokes that a person marked
     """
     bits = find_techniques(events)
     stated = events["techniques"].fill_null([])
-    combined = pl.DataFrame({"stated": stated.list.join("\n"), "bits": bits})
+    marked = events["extras"].str.contains(f'"{HUMAN_STROKES}"', literal=True).fill_null(False)
+    combined = pl.DataFrame({"stated": stated.list.join("\n"), "bits": bits, "marked": marked})
     kinds = combined.unique(maintain_order=True).with_row_index("kind")
-    lists = [_tag_list(text, value, recompute) for text, value in kinds.select("stated", "bits").iter_rows()]
-    kind = combined.join(kinds, on=["stated", "bits"], how="left", maintain_order="left")["kind"]
+    lists = [_tag_list(text, value, recompute, kept) for text, value, kept in kinds.select("stated", "bits", "marked").iter_rows()]
+    kind = combined.join(kinds, on=["stated", "bits", "marked"], how="left", maintain_order="left")["kind"]
     return events.with_columns(pl.Series("techniques", lists, dtype=pl.List(pl.String)).gather(kind))
 
 
-def _tag_list(stated: str, bits: int, recompute: bool) -> list[str]:
-    kept = {t for t in stated.split("\n") if t and not (recompute and t in INFERRED)}
+def _tag_list(stated: str, bits: int, recompute: bool, is_marked: bool) -> list[str]:
+    removed = set(INFERRED) - (set(STROKES) if is_marked else set()) if recompute else set()
+    kept = {t for t in stated.split("\n") if t} - removed
     return sorted(kept | {name for i, name in enumerate(INFERRED) if bits >> i & 1})
 
 

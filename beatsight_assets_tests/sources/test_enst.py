@@ -189,6 +189,7 @@ def test_annotation_beats_inference_inside_annotated_pieces(tmp_path: Path) -> N
     marked = read_one(tmp_path)
     frame = with_techniques(events.assemble("enst_drums", [(marked.session, marked.hits)], Taxonomy.shipped()).frame)
     assert frame["techniques"].to_list() == [["drag"]] + [[]] * 5
+    assert with_techniques(frame, recompute=True).equals(frame), "taking inferred tags off leaves what a person marked"
 
 
 def test_techniques_beside_the_dataset_count_too(tmp_path: Path) -> None:
