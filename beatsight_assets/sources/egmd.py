@@ -21,6 +21,7 @@ from beatsight_assets.sources.performance import read_performance
 from beatsight_assets.store import contain, read_bytes
 from beatsight_assets.taxonomy import Taxonomy
 
+TABLES = "e-gmd-*.csv"
 SOURCE = Source(
     name="egmd",
     licence="CC BY 4.0",
@@ -28,8 +29,8 @@ SOURCE = Source(
     url="https://magenta.tensorflow.org/datasets/e-gmd",
     suffixes=(*MIDI_SUFFIXES, *AUDIO_SUFFIXES),
     official_split="e-gmd-v1.0.0.csv:split",
+    tables=(TABLES,),
 )
-TABLES = "e-gmd-*.csv"
 
 
 def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected]:

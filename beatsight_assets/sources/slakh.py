@@ -254,8 +254,9 @@ def _together(parts: Sequence[Hits]) -> Hits:
 
 
 def _facts(played: Sequence[Performance]) -> dict[str, Any]:
-    """Tempo and meter of the first stem, the end of the last."""
-    return {**played[0].facts, "end_seconds": max(p.facts["end_seconds"] for p in played)}
+    """Tempo and meter of the first stem, the end of the last, the notes of all."""
+    together = {"end_seconds": max(p.facts["end_seconds"] for p in played), "note_ons": sum(p.facts["note_ons"] for p in played)}
+    return {**played[0].facts, **together}
 
 
 def read_duplicates(content: bytes, *, where: str = DUPLICATES) -> dict[str, tuple[str, ...]]:

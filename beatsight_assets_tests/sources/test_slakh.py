@@ -145,6 +145,15 @@ def test_the_mix_has_the_hits_of_all_drum_stems(tmp_path: Path) -> None:
     assert len(read_all(tmp_path)) == 2
 
 
+def test_the_notes_of_a_mix_are_all_accounted_for(settings: Settings) -> None:
+    """Ingest with mixes is green: notes of both stems are hits of the stems and of the mix, none is lost or counted twice."""
+    track(settings.layout.raw("slakh2100") / "train/Track00001", {"S00": drum(), "S02": drum("pop_kit.nkm")})
+    config = settings.datasets["slakh2100"].model_copy(update={"options": {"include_mix": True}})
+    settings.__dict__["datasets"] = settings.datasets | {"slakh2100": config}
+    report = ingest(settings, "slakh")
+    assert report.passed and (report.figures["recordings"], report.figures["hits"]) == (3, 4 * len(NOTES))
+
+
 def test_omitted_tracks_stay_out_unless_wanted(tmp_path: Path) -> None:
     """What the curators left out is counted out of scope; with include_omitted it has no split."""
     track(tmp_path / "omitted/Track00003", {"S00": drum()})
