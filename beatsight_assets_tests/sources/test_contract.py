@@ -24,6 +24,7 @@ from beatsight_assets.taxonomy import Taxonomy
 FOLDER = Path(sources.__file__).parent
 SECTIONS = ("Layout", "Labels", "Group", "Traps")
 CHAINS = {"midi_import", "synthetic_render", "audio_annotation", "multitrack_stems", "sample_pack", "beatmap_import"}
+REAL = {"slakh2100": "slakh", "beatmap": "beatsight_formats", "extended_groove_mididataset": "e_gmd/e-gmd-v1.0.0"}  # other names there
 OPTION_USE = re.compile(r"""options(?:\.get\(|\[)["'](\w+)["']""")
 
 
@@ -129,7 +130,7 @@ def test_reading_opens_no_candidate_that_the_recording_does_not_list(name: str, 
     found = [
         (s, r)
         for s in configured(settings).get(name, [])
-        for r in (shared_data / settings.datasets[s].raw_folder, shared_data / s)
+        for r in (shared_data / settings.datasets[s].raw_folder, shared_data / REAL.get(s, s))
         if r.is_dir()
     ]
     if not found:
