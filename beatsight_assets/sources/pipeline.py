@@ -600,7 +600,6 @@ class _Ingest:
             ("report", settings.store.publish_json(settings.layout.report("ingest", f"{self.source_set}.json"), report).path, None)
         )
         figures["yardstick_events"] = _yardstick(settings, self.source_set, tally.n_events)
-        figures["recordings_read"] = len(self.fresh_rows)
         verdict = self._judge(found, provenance, figures, issues, note_ons, damaged, unexplained if self.limit is None else [], outputs)
         return Outcome(
             outputs=outputs,
