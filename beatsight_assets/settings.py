@@ -225,6 +225,7 @@ class Settings:
     executor: str = "inline"
     n_workers: int = 1
     model_path: str | None = None
+    poll_s: int = 60  # how often sensors look, in seconds
 
     @cached_property
     def store(self) -> Store:
@@ -332,6 +333,9 @@ def load_settings(data_root: str | Path | None = None, profile: str | None = Non
     workers = env.get("BEATSIGHT_WORKERS") or str(os.cpu_count() or 1)
     if not workers.isdecimal() or int(workers) < 1:
         raise ConfigError(f"BEATSIGHT_WORKERS is {workers!r}; it must be a whole number of at least 1", code="bad-option")
+    poll = env.get("BEATSIGHT_POLL_S") or "60"
+    if not poll.isdecimal() or int(poll) < 1:
+        raise ConfigError(f"BEATSIGHT_POLL_S is {poll!r}; it must be a whole number of seconds of at least 1", code="bad-option")
     try:
         folder = Path(root).expanduser().absolute()
     except RuntimeError as error:
@@ -342,4 +346,5 @@ def load_settings(data_root: str | Path | None = None, profile: str | None = Non
         executor=executor,
         n_workers=int(workers),
         model_path=env.get("BEATSIGHT_ML_MODEL_PATH"),
+        poll_s=int(poll),
     )

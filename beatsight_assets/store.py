@@ -507,6 +507,11 @@ class Store:
         found |= {n: m if isinstance(m, BeatSightError) else m[1] for n, m in zip(missing, made, strict=True)}
         return [found[n] for n in range(len(paths))]
 
+    def n_remembered(self, paths: Sequence[Path]) -> int:
+        """How many of these files `sha256_all` would not read."""
+        keys = [k for k in _cache_keys(paths) if k is not None]
+        return sum(k in known for k in keys) if (known := self._cache_read_all(keys)) else 0
+
     @contextmanager
     def lock(self, folder: Path, command: str) -> Iterator[None]:
         """Hold `<folder>/.lock`. The kernel releases it when the process dies, so it cannot go stale.

@@ -18,6 +18,10 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "list": "Datasets the platform knows and which of them are present.",
         "scan": "Recordings and files of one dataset, without writing anything.",
         "ingest": "Read a dataset into events, provenance and quarantine."}),
+    "raw": ("Raw data: is it there, whole and unchanged?", {
+        "checksums": "Write the sha256 of every file below a folder as a checksum list.",
+        "integrity": "Are the raw folders there, and the files that the checksum lists name?",
+        "presence": "Sessions, files and bytes per root, and ingested sessions that no root holds."}),
     "render": ("Turn MIDI performances into audio with exact labels.", {
         "groove": "Render Groove MIDI takes with several synthesised kits into raw/groove_rendered.",
         "demo": "Write the demo dataset into raw/beatsight_demo."}),
@@ -31,6 +35,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "split": "Assign every group to train, val or test.",
         "compare": "What changed between two manifests.",
         "metrics": "Counts and statistics of a manifest.",
+        "provenance": "Does every event trace back to files, a licence and an importer?",
         "export": "Write a manifest as CSV or JSONL."}),
     "health": ("Dataset health.", {
         "report": "Judge the annotated manifest and write JSON and HTML.",

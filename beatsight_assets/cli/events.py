@@ -351,3 +351,20 @@ def export_command(session: Session, manifest: str, output: Path, kind: str | No
         f"{frame.height:,} events -> {output} ({receipt.n_bytes:,} bytes)",
     )
     return 0
+
+
+@command("provenance", help="Does every event of a manifest trace back to files, a licence and an importer?")
+@click.argument("manifest", default="merged")
+@click.option("--baseline", type=FILE, help="JSON list of known problems {source_set, session_id, code}; only others fail.")
+@click.option("--recompute-digests", is_flag=True, help="Read the files and compare them with what was ingested.")
+@click.option("--markdown", type=FILE, help="Also write the figures as a Markdown table.")
+def provenance_command(session: Session, manifest: str, baseline: Path | None, recompute_digests: bool, markdown: Path | None) -> int:
+    from beatsight_assets.manifest import provenance
+    from beatsight_assets.store import Store
+
+    name = manifest if manifest in ("merged", "annotated") else str(manifest_path(session.settings, manifest))
+    report = provenance.run(session.settings, provenance.AuditOptions(name, baseline, recompute_digests), progress=session.progress)
+    if markdown is not None:
+        path = session.settings.user_output(markdown)
+        Store(path.parent, remember=False).publish(path, provenance.to_markdown(report).encode())
+    return finish(session, report)

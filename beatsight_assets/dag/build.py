@@ -43,9 +43,9 @@ def build_defs(*, settings: Settings | None = None, executor: dg.ExecutorDefinit
         warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks
         return dg.Definitions(
             assets=[*build_raw_assets(datasets, rendered), *manifest.ASSETS, *model.ASSETS],
-            asset_checks=build_checks({"events": datasets, "rendered_audio": rendered}),
+            asset_checks=build_checks({"events": datasets, "raw_integrity": datasets, "rendered_audio": rendered}),
             jobs=JOBS,
-            sensors=build_sensors(dg.DefaultSensorStatus.RUNNING if is_prod else dg.DefaultSensorStatus.STOPPED),
+            sensors=build_sensors(dg.DefaultSensorStatus.RUNNING if is_prod else dg.DefaultSensorStatus.STOPPED, known.poll_s),
             schedules=build_schedules(dg.DefaultScheduleStatus.RUNNING if is_prod else dg.DefaultScheduleStatus.STOPPED),
             resources={"lake": lake},
             executor=executor or dg.in_process_executor,

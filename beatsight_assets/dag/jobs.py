@@ -9,7 +9,7 @@ import dagster as dg
 
 from beatsight_assets.dag.assets.model import GPU_TAGS, TrainConfig
 
-MANIFEST = ("merged_manifest", "annotated_manifest", "splits", "manifest_health", "health_diff", "sampling_weights")
+MANIFEST = ("merged_manifest", "provenance_audit", "annotated_manifest", "splits", "manifest_health", "health_diff", "sampling_weights")
 MODEL = ("recording_features", "candidate_model", "evaluation")
 READINESS = ("boundary_pack", "predictions", "readiness")
 RELEASE = ("promoted_model", "transcriptions")
@@ -29,7 +29,8 @@ def _job(name: str, description: str, *assets: str, config: dg.RunConfig | None 
 
 JOBS = [
     _job("render_job", "Render one dataset that the platform makes itself.", "rendered_audio"),
-    _job("ingest_job", "Ingest one dataset.", "events"),
+    _job("integrity_job", "Look at the raw data of one dataset.", "raw_integrity"),
+    _job("ingest_job", "Look at the raw data of one dataset, and ingest it when that is whole.", "raw_integrity", "events"),
     _job("merge_job", "Merge all green datasets.", "merged_manifest"),
     _job("post_ingest_job", "From green datasets to a judged, split and weighted manifest.", *MANIFEST),
     _job("health_job", "Judge the manifest again.", "manifest_health", "health_diff"),

@@ -4,11 +4,9 @@ Belongs here: raw folders -> ingest, events -> merge, failed runs -> a line. Doe
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -20,30 +18,13 @@ from beatsight_assets.dag.resources import Lake
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import read_receipt
 
-SETTLE_S = 30.0  # a folder that changed this recently may still be copied
-POLL_S = 60
 
+def roots_to_ingest(launched: Mapping[str, str], seen: Mapping[str, str], now: Mapping[str, str | None]) -> list[str]:
+    """Datasets whose roots changed since the last launch and are as the tick before saw them: nobody is copying.
 
-@dataclass(frozen=True)
-class RootState:
-    """A raw folder as it is now. `digest` is of its listing."""
-
-    digest: str
-    newest_mtime_s: float
-
-
-def roots_to_ingest(
-    launched: Mapping[str, str], now: Mapping[str, RootState | None], clock_s: float, settle_s: float = SETTLE_S
-) -> list[str]:
-    """Datasets whose root changed since the last launch and has been quiet for `settle_s` seconds.
-
-    A root that cannot be read is None and is never "changed": an unmounted disk must not look like deleted data.
+    Roots that cannot be read are None and are never "changed": an unmounted disk must not look like deleted data.
     """
-    return [
-        name
-        for name, root in sorted(now.items())
-        if root is not None and launched.get(name) != root.digest and clock_s - root.newest_mtime_s >= settle_s
-    ]
+    return [name for name, state in sorted(now.items()) if state is not None and launched.get(name) != state and seen.get(name) == state]
 
 
 @dataclass(frozen=True)
@@ -80,52 +61,49 @@ def merge_decision(states: Mapping[str, Sequence[str]], versions: Mapping[str, s
     return MergeDecision(True, f"changed since the last merge: {', '.join(changed)}")
 
 
-def read_root(settings: Settings, source_set: str) -> RootState | None:
-    """A raw folder now; None when it is absent, unreadable or empty (as the mount point of an absent disk is)."""
-    from beatsight_assets.sources import find_root, listing_digest
+@dataclass(frozen=True)
+class RawCursor:
+    """What the sensor remembers: per dataset the digest it launched, and the digest of the tick before."""
 
-    root = find_root(settings, source_set)
-    if root is None:
-        return None
-    try:
-        newest = [os.stat(path).st_mtime for path in _walk(root)]
-        return RootState(listing_digest(root), max(newest)) if newest else None
-    except OSError:
-        return None
+    launched: Mapping[str, str]
+    seen: Mapping[str, str]
 
+    @classmethod
+    def read(cls, text: str | None) -> "RawCursor":
+        """From a cursor; one of an older version holds only what was launched."""
+        found = json.loads(text) if text else {}
+        return cls(found["launched"], found["seen"]) if "launched" in found else cls(found, {})
 
-def _walk(root: Path) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    return [os.path.join(folder, name) for folder, _, names in os.walk(root, onerror=refuse) for name in names]
+    def to_text(self) -> str:
+        return json.dumps({"launched": dict(self.launched), "seen": dict(self.seen)}, sort_keys=True)
 
 
-def _read_cursor(cursor: str | None) -> dict[str, str]:
-    return dict(json.loads(cursor)) if cursor else {}
-
-
-def build_sensors(status: dg.DefaultSensorStatus) -> list[dg.SensorDefinition]:
+def build_sensors(status: dg.DefaultSensorStatus, poll_s: int) -> list[dg.SensorDefinition]:
     """raw_files_sensor, merge_sensor, failure_log and the automation sensor."""
 
-    @dg.sensor(job_name="ingest_job", minimum_interval_seconds=POLL_S, default_status=status)
-    def raw_files_sensor(context: dg.SensorEvaluationContext, lake: Lake) -> dg.SensorResult | dg.SkipReason:
+    @dg.sensor(job_name="ingest_job", minimum_interval_seconds=poll_s, default_status=status)
+    def raw_files_sensor(context: dg.SensorEvaluationContext, lake: Lake) -> dg.SensorResult:
         """A raw folder that changed and has settled is ingested. An unreadable folder is a skip, never a deletion."""
-        settings = lake.settings
-        launched = _read_cursor(context.cursor)
-        now = {name: read_root(settings, name) for name, config in settings.datasets.items() if config.enabled}
-        due = roots_to_ingest(launched, now, clock.utc_now().timestamp())
-        if not due:
-            unsettled = [n for n, r in now.items() if r is not None and launched.get(n) != r.digest]
-            unreadable = [n for n, r in now.items() if r is None]
-            return dg.SkipReason(
-                f"nothing new. Still changing: {', '.join(unsettled) or 'none'}. Not there or not readable: {', '.join(unreadable) or 'none'}"
-            )
-        found = {name: root.digest for name in due if (root := now[name]) is not None}
-        requests = [dg.RunRequest(partition_key=name, run_key=f"{name}:{digest}") for name, digest in found.items()]
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps({**launched, **found}, sort_keys=True))
+        from beatsight_assets.sources import read_state
 
-    @dg.sensor(job_name="merge_job", minimum_interval_seconds=POLL_S, default_status=status)
+        settings = lake.settings
+        before = RawCursor.read(context.cursor)
+        now = {name: read_state(settings, name) for name, config in settings.datasets.items() if config.enabled}
+        readable = {name: state for name, state in now.items() if state is not None}
+        due = roots_to_ingest(before.launched, before.seen, now)
+        after = RawCursor({**before.launched, **{name: readable[name] for name in due}}, {**before.seen, **readable})
+        if not due:
+            unsettled = [name for name, state in readable.items() if after.launched.get(name) != state]
+            unreadable = [name for name in now if name not in readable]
+            reason = (
+                f"nothing new that has settled. Still changing: {', '.join(unsettled) or 'none'}. "
+                f"Not there or not readable: {', '.join(unreadable) or 'none'}"
+            )
+            return dg.SensorResult(skip_reason=reason, cursor=after.to_text())
+        requests = [dg.RunRequest(partition_key=name, run_key=f"{name}:{readable[name]}") for name in due]
+        return dg.SensorResult(run_requests=requests, cursor=after.to_text())
+
+    @dg.sensor(job_name="merge_job", minimum_interval_seconds=poll_s, default_status=status)
     def merge_sensor(context: dg.SensorEvaluationContext, lake: Lake) -> dg.SensorResult | dg.SkipReason:
         """Datasets that are all green, and not those of the last merge, are merged. One request per set of versions."""
         settings = lake.settings

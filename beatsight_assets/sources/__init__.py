@@ -13,7 +13,15 @@ every recording read again, so files that only `scan` reads stand in `SOURCE.tab
 from __future__ import annotations
 
 from beatsight_assets.sources.pipeline import PROVENANCE_SCHEMA, QUARANTINE_SCHEMA, VERSION, ingest, module_options, scan, source_module
-from beatsight_assets.sources.trees import IGNORED_NAMES, IGNORED_SUFFIXES, candidate_files, find_root, find_roots, listing_digest
+from beatsight_assets.sources.trees import (
+    IGNORED_NAMES,
+    IGNORED_SUFFIXES,
+    candidate_files,
+    find_root,
+    find_roots,
+    listing_digest,
+    read_state,
+)
 from beatsight_assets.sources.types import (
     AUDIO_SUFFIXES,
     MIDI_SUFFIXES,
@@ -45,6 +53,7 @@ __all__ = [
     "ingest",
     "listing_digest",
     "module_options",
+    "read_state",
     "scan",
     "source_module",
 ]

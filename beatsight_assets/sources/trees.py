@@ -170,3 +170,26 @@ def find_roots(settings: Settings, source_set: str) -> list[Path]:
 def find_root(settings: Settings, source_set: str) -> Path | None:
     """First existing raw root of a dataset."""
     return next(iter(find_roots(settings, source_set)), None)
+
+
+def read_state(settings: Settings, source_set: str) -> str | None:
+    """Digest of the listings of all roots of a dataset that its config needs.
+
+    None when one of them is absent, empty (as the mount point of an absent disk is) or not readable: that is not a change.
+    """
+    configured = settings.raw_roots(source_set)
+    is_any = settings.datasets[source_set].roots_needed == "any"
+    digests = []
+    for root in configured:
+        try:
+            tree = Tree.at(root) if root.is_dir() else None
+        except StoreError:
+            return None
+        if tree is None or not tree.files:
+            if not is_any:
+                return None
+            continue
+        digests.append(tree.digest)
+    if not digests:
+        return None
+    return digests[0] if len(configured) == 1 else blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()

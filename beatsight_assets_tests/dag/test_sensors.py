@@ -1,6 +1,7 @@
 """When something outside the graph starts a run: pure decisions by named cases, then the sensors around them."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -9,26 +10,23 @@ import pytest
 from beatsight_assets import store
 from beatsight_assets.dag.build import build_defs
 from beatsight_assets.dag.resources import Lake
-from beatsight_assets.dag.sensors import RootState, merge_decision, merged_versions, read_root, roots_to_ingest
+from beatsight_assets.dag.sensors import RawCursor, merge_decision, merged_versions, roots_to_ingest
 from beatsight_assets.settings import Settings
 from beatsight_assets_tests.dag.toys import Toys
 
 NOW = 1_000_000.0
 OLD, FRESH = NOW - 3_600.0, NOW - 5.0
-ROOT_CASES = {
-    "first look at a settled root": ({}, {"a": RootState("1", OLD)}, ["a"]),
-    "the same listing again": ({"a": "1"}, {"a": RootState("1", OLD)}, []),
-    "changed and settled": ({"a": "1"}, {"a": RootState("2", OLD)}, ["a"]),
-    "changed and still being copied": ({"a": "1"}, {"a": RootState("2", FRESH)}, []),
-    "quiet for exactly the settle time": ({}, {"a": RootState("1", NOW - 30.0)}, ["a"]),
-    "one tick short of the settle time": ({}, {"a": RootState("1", NOW - 29.9)}, []),
-    "an unreadable root is not deleted data": ({"a": "1"}, {"a": None}, []),
-    "an unreadable root does not hide another": ({}, {"a": None, "b": RootState("1", OLD)}, ["b"]),
-    "two at once, by name": ({}, {"b": RootState("1", OLD), "a": RootState("1", OLD)}, ["a", "b"]),
-    "a root that came back unchanged": ({"a": "1"}, {"a": RootState("1", OLD), "b": None}, []),
-    "a file from the future waits": ({}, {"a": RootState("1", NOW + 60.0)}, []),
-    "a launched root that is no dataset any more": ({"gone": "1"}, {"a": RootState("1", OLD)}, ["a"]),
-    "no roots at all": ({"a": "1"}, {}, []),
+ROOT_CASES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str | None], list[str]]] = {
+    "first look": ({}, {}, {"a": "1"}, []),
+    "the second look sees the same": ({}, {"a": "1"}, {"a": "1"}, ["a"]),
+    "the same listing again": ({"a": "1"}, {"a": "1"}, {"a": "1"}, []),
+    "changed since the tick before": ({"a": "1"}, {"a": "1"}, {"a": "2"}, []),
+    "changed and settled": ({"a": "1"}, {"a": "2"}, {"a": "2"}, ["a"]),
+    "changed back before it settled": ({"a": "1"}, {"a": "2"}, {"a": "1"}, []),
+    "unreadable": ({"a": "1"}, {"a": "2"}, {"a": None}, []),
+    "an unreadable root does not hide another": ({}, {"b": "1"}, {"a": None, "b": "1"}, ["b"]),
+    "two at once, by name": ({}, {"a": "1", "b": "1"}, {"b": "1", "a": "1"}, ["a", "b"]),
+    "a launched root that is no dataset any more": ({"gone": "1"}, {"gone": "1", "a": "1"}, {"a": "1"}, ["a"]),
 }
 GREEN = ["green", "green"]
 MERGE_CASES = {
@@ -52,8 +50,8 @@ MERGE_CASES = {
 @pytest.mark.parametrize("case", ROOT_CASES)
 def test_roots_to_ingest(case: str) -> None:
     """A raw folder starts a run when it changed, is readable, and has settled."""
-    launched, now, expected = ROOT_CASES[case]
-    assert roots_to_ingest(launched, now, NOW) == expected
+    launched, seen, now, expected = ROOT_CASES[case]
+    assert roots_to_ingest(launched, seen, now) == expected
 
 
 @pytest.mark.parametrize("case", MERGE_CASES)
@@ -72,50 +70,80 @@ def tick(settings: Settings, name: str, instance: dg.DagsterInstance, cursor: st
     return found
 
 
-def put(settings: Settings, text: str, *, age_s: float) -> Path:
+def put(settings: Settings, text: str) -> Path:
     path = settings.layout.raw("groove_midi") / "info.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    then = path.stat().st_mtime - age_s
-    os.utime(path, (then, then))
     return path
 
 
+def told(found: dg.SensorResult | dg.SkipReason) -> str:
+    assert isinstance(found, dg.SensorResult) and not found.run_requests and found.skip_reason is not None
+    return str(found.skip_reason.skip_message)
+
+
 def test_raw_files_sensor(settings: Settings, instance: dg.DagsterInstance) -> None:
-    """First, the same again, changed, unsettled, unreadable: one run per settled change, with the digest in its key."""
-    put(settings, "one", age_s=3_600)
-    first = tick(settings, "raw_files_sensor", instance)
-    assert isinstance(first, dg.SensorResult) and first.run_requests
-    assert [r.partition_key for r in first.run_requests] == ["groove_mididataset"]
-    again = tick(settings, "raw_files_sensor", instance, first.cursor)
-    assert isinstance(again, dg.SkipReason) and "Still changing: none" in str(again.skip_message)
-    put(settings, "another text", age_s=1)
-    unsettled = tick(settings, "raw_files_sensor", instance, first.cursor)
-    assert isinstance(unsettled, dg.SkipReason) and "Still changing: groove_mididataset" in str(unsettled.skip_message)
-    path = put(settings, "another text", age_s=3_600)
-    changed = tick(settings, "raw_files_sensor", instance, first.cursor)
-    assert isinstance(changed, dg.SensorResult) and changed.run_requests
-    assert changed.run_requests[0].run_key != first.run_requests[0].run_key
+    """Seen, settled, the same again, changed, settled, unreadable, back: one run per settled change, with the digest in its key."""
+
+    def look(cursor: str | None) -> dg.SensorResult:
+        found = tick(settings, "raw_files_sensor", instance, cursor)
+        assert isinstance(found, dg.SensorResult)
+        return found
+
+    put(settings, "one")
+    seen = look(None)
+    assert "Still changing: groove_mididataset." in told(seen)
+    first = look(seen.cursor)
+    assert [r.partition_key for r in first.run_requests or ()] == ["groove_mididataset"]
+    again = look(first.cursor)
+    assert "Still changing: none" in told(again)
+    put(settings, "another text")
+    unsettled = look(again.cursor)
+    assert "Still changing: groove_mididataset." in told(unsettled)
+    path = put(settings, "a third text")
+    growing = look(unsettled.cursor)
+    assert "Still changing: groove_mididataset." in told(growing)
+    changed = look(growing.cursor)
+    assert changed.run_requests and first.run_requests and changed.run_requests[0].run_key != first.run_requests[0].run_key
+    stored, kept = path.stat(), path.read_bytes()
     path.unlink()
-    gone = tick(settings, "raw_files_sensor", instance, changed.cursor)
-    assert isinstance(gone, dg.SkipReason) and "groove_mididataset" in str(gone.skip_message).split("not readable:")[1]
+    gone = look(changed.cursor)
+    assert "groove_mididataset" in told(gone).split("not readable:")[1]
+    path.write_bytes(kept)
+    os.utime(path, ns=(stored.st_atime_ns, stored.st_mtime_ns))
+    back = look(look(gone.cursor).cursor)
+    assert "Still changing: none" in told(back)
 
 
-def test_listing_that_fails_is_not_empty(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that cannot be listed is None, like one that is absent or empty."""
-    assert read_root(settings, "groove_mididataset") is None
-    path = put(settings, "one", age_s=3_600)
-    assert read_root(settings, "groove_mididataset") is not None
+def test_a_cursor_of_the_version_before_is_understood() -> None:
+    """What was launched by it is not launched again."""
+    assert RawCursor.read('{"a": "1"}') == RawCursor({"a": "1"}, {})
+    cursor = RawCursor({"a": "1"}, {"a": "2"})
+    assert RawCursor.read(cursor.to_text()) == cursor and RawCursor.read(None) == RawCursor({}, {})
 
-    def refuse(folder: object, onerror: object = None, **_: object) -> object:
-        assert callable(onerror)
-        return onerror(PermissionError(13, "Permission denied")) or iter(())
 
-    monkeypatch.setattr(os, "walk", refuse)
-    assert read_root(settings, "groove_mididataset") is None
-    monkeypatch.undo()
-    path.unlink()
-    assert read_root(settings, "groove_mididataset") is None
+def test_nightly_integrity_looks_at_what_was_ingested(settings: Settings, instance: dg.DagsterInstance) -> None:
+    """One run per ingested dataset, also when its raw folder is gone; which files are read changes with the day."""
+    path = settings.layout.provenance("groove_mididataset")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    repository = build_defs(settings=settings).get_repository_def()
+    schedule = repository.get_schedule_def("nightly_integrity")
+    lake = Lake(data_root=str(settings.layout.root), profile=settings.profile)
+    seeds = []
+    for day in (1, 2):
+        context = dg.build_schedule_context(
+            instance=instance,
+            scheduled_execution_time=datetime(2026, 1, day, 2, tzinfo=UTC),
+            resources={"lake": lake},
+            repository_def=repository,
+        )
+        requests = schedule.evaluate_tick(context).run_requests
+        assert [r.partition_key for r in requests or ()] == ["groove_mididataset"] and requests
+        config = requests[0].run_config["ops"]["raw_integrity"]["config"]
+        assert config["recompute_digests"] is True
+        seeds.append(config["seed"])
+    assert seeds[0] != seeds[1]
 
 
 def test_merge_sensor_asks_once(toys: Toys) -> None:

@@ -20,6 +20,7 @@ GUARDS: dict[str, Callable[[dg.DagsterInstance, Settings], None]] = {
     "candidate_model": lambda instance, settings: gating.require_stages(instance, settings, blocking_keys(*MANIFEST_GATES)),
     "promoted_model": lambda instance, settings: gating.require_stages(instance, settings, blocking_keys(*RELEASE_GATES)),
 }
+RAW = ("raw_files", "rendered_audio", "raw_integrity")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -36,12 +37,10 @@ class Toys:
         graph = build_defs(settings=self.settings).resolve_asset_graph()
         self.datasets = dg.StaticPartitionsDefinition(list(self.settings.datasets))
         self.parents = {
-            key.to_user_string(): sorted(
-                p.to_user_string() for p in graph.get(key).parent_keys if p.to_user_string() not in ("raw_files", "rendered_audio")
-            )
+            key.to_user_string(): sorted(p.to_user_string() for p in graph.get(key).parent_keys if p.to_user_string() not in RAW)
             for key in graph.get_all_asset_keys()
         }
-        del self.parents["raw_files"], self.parents["rendered_audio"]
+        self.parents = {name: found for name, found in self.parents.items() if name not in RAW}
 
     def run(self, *names: str, partition: str | None = None, checks: bool = True) -> dg.ExecuteInProcessResult:
         """One run of some assets, with or without their checks."""

@@ -124,3 +124,32 @@ def test_audio_of_another_root_is_part_of_the_key(settings: Settings, tmp_path: 
         assert stored(settings)["audio"] == {"absent": 1, "root 2": 1}
     (sound / "audio/b.wav").unlink()
     assert sources.ingest(settings, "demo").facts["audio"] == {"absent": 2}
+
+
+def test_state_of_roots(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent, empty and unreadable roots have no state; one of several is enough only where the config says so."""
+    import os
+
+    from beatsight_assets.sources import read_state
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    both = with_config(settings, roots=(str(one), str(other)))
+    any_of = with_config(settings, roots=(str(one), str(other)), roots_needed="any")
+    assert read_state(settings, NAME) is None and read_state(any_of, NAME) is None
+    put_take(one, "a", 1)
+    other.mkdir()
+    assert read_state(both, NAME) is None
+    partial = read_state(any_of, NAME)
+    assert partial is not None
+    put_take(other, "b", 2)
+    whole = read_state(both, NAME)
+    assert whole is not None and whole == read_state(any_of, NAME) != partial
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("other/midi"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert read_state(both, NAME) is None and read_state(any_of, NAME) is None

@@ -21,6 +21,18 @@ def merged_manifest(context: dg.AssetExecutionContext, lake: Lake) -> dg.Materia
 @dg.asset(
     deps=[merged_manifest],
     automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.provenance", "polars", "json", pool="manifest"),
+)
+def provenance_audit(lake: Lake) -> dg.MaterializeResult:
+    """Does every event trace back to files, a licence and an importer?"""
+    from beatsight_assets.manifest import provenance
+
+    return lake.perform(provenance.run)
+
+
+@dg.asset(
+    deps=[merged_manifest],
+    automation_condition=when_inputs_change(),
     **labels("manifest", "manifest.annotate", "polars", "parquet", pool="manifest"),
 )
 def annotated_manifest(lake: Lake) -> dg.MaterializeResult:
@@ -72,4 +84,4 @@ def sampling_weights(lake: Lake) -> dg.MaterializeResult:
     return frames.with_weights(lake.settings, lake.perform(sampling.run))
 
 
-ASSETS = [merged_manifest, annotated_manifest, splits, manifest_health, health_diff, sampling_weights]
+ASSETS = [merged_manifest, provenance_audit, annotated_manifest, splits, manifest_health, health_diff, sampling_weights]

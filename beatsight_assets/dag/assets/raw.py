@@ -17,16 +17,25 @@ class RenderConfig(dg.Config):
     sessions: int | None = Field(default=None, description="Takes of the demo; empty: as many as its gates need.")
 
 
+class IntegrityConfig(dg.Config):
+    """How closely raw data is looked at."""
+
+    verify_manifests: bool = Field(default=True, description="Every file of the checksum list must be there, where there is a list.")
+    recompute_digests: bool = Field(default=False, description="And have the listed digest; reads the files.")
+    max_checks: int | None = Field(default=None, description="Only so many files per dataset; empty: all.")
+    seed: int = Field(default=0, description="Which files, when not all; equal seeds choose equal files.")
+
+
 def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.StaticPartitionsDefinition) -> list[Any]:
     """raw_files, rendered_audio, events; partitions are the datasets of configs/datasets.yaml, and those of them that we render."""
 
     @dg.observable_source_asset(partitions_def=datasets, group_name="raw", tags={"beatsight/cost": "cheap"})
     def raw_files(lake: Lake) -> dg.DataVersionsByPartition:
-        """Raw folders by dataset, never written. The version is a digest of the listing; absent folders have none."""
-        from beatsight_assets.sources import find_root, listing_digest
+        """Raw folders by dataset, never written. The version is a digest of the listings; absent and unreadable folders have none."""
+        from beatsight_assets.sources import read_state
 
-        roots = {name: find_root(lake.settings, name) for name in lake.settings.datasets}
-        return dg.DataVersionsByPartition({name: listing_digest(root) for name, root in roots.items() if root is not None})
+        states = {name: read_state(lake.settings, name) for name in lake.settings.datasets}
+        return dg.DataVersionsByPartition({name: state for name, state in states.items() if state is not None})
 
     every_folder = dg.AssetDep(raw_files, partition_mapping=dg.AllPartitionMapping())
     rendered_first = dg.AssetDep(
@@ -46,6 +55,20 @@ def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.Stati
     @dg.asset(
         deps=[raw_files, rendered_first],
         partitions_def=datasets,
+        **labels("raw", "manifest.integrity", "json", heavy=True, pool="ingest"),
+    )
+    def raw_integrity(context: dg.AssetExecutionContext, lake: Lake, config: IntegrityConfig) -> dg.MaterializeResult:
+        """Are the raw folders of a dataset there, and the files that its checksum list names?"""
+        from beatsight_assets.manifest import integrity
+
+        options = integrity.IntegrityOptions(
+            context.partition_key, config.verify_manifests, config.recompute_digests, config.max_checks, config.seed
+        )
+        return lake.perform(integrity.run, options)
+
+    @dg.asset(
+        deps=[raw_files, raw_integrity, rendered_first],
+        partitions_def=datasets,
         **labels("ingest", "sources.pipeline", "polars", "parquet", heavy=True, pool="ingest"),
     )
     def events(context: dg.AssetExecutionContext, lake: Lake) -> dg.MaterializeResult:
@@ -54,4 +77,4 @@ def build_raw_assets(datasets: dg.StaticPartitionsDefinition, rendered: dg.Stati
 
         return lake.perform(sources.ingest, context.partition_key)
 
-    return [raw_files, rendered_audio, events]
+    return [raw_files, rendered_audio, raw_integrity, events]

@@ -46,6 +46,20 @@ CHECKS: tuple[Check, ...] = (
         "render",
         render_matches_midi="Rendered onsets lie within 3 ms of the MIDI time, nothing clips, no file ends before its last note.",
     ),
+    *_rules("raw_integrity", "raw_integrity", root="The raw folders are there, readable and not empty."),
+    *_rules(
+        "raw_integrity",
+        "raw_integrity",
+        no_rules="no checksum list",
+        listed_files="Every file of the checksum list is there, unchanged as far as it was read.",
+    ),
+    *_rules(
+        "raw_integrity",
+        "raw_integrity",
+        blocking=False,
+        no_rules="no checksum list",
+        unlisted_files="The checksum list names every file.",
+    ),
     *_rules(
         "events",
         "ingest",
@@ -77,6 +91,12 @@ CHECKS: tuple[Check, ...] = (
         "merge",
         conserves_rows="Rows in = rows out + rows that occurred twice.",
         sources_expected="No enabled dataset that lies here is missing.",
+    ),
+    Check(
+        "provenance_audit",
+        "provenance_audit",
+        "Every event traces back to a session with files, a licence and an importer.",
+        "provenance_audit",
     ),
     *_rules(
         "annotated_manifest",
