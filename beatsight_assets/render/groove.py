@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,20 @@ class SampledKits:
 
 
 def plan(
-    root: Path, options: Mapping[str, Any], *, minutes: float, n_kits: int, renders: int, seed: int, kits_from: SampledKits | None = None
+    root: Path,
+    options: Mapping[str, Any],
+    *,
+    minutes: float,
+    n_kits: int,
+    renders: int,
+    seed: int,
+    kits_from: SampledKits | None = None,
+    recipe: str = "",
 ) -> list[Job]:
     """Takes in keyed order until `minutes` of music are reached, each on `renders` kits of its split.
 
     With `kits_from` a kit is a sampled kit in a drawn room (`<kit>-r<room>`); takes of a split without a kit are passed over.
+    `recipe` : what else the sound depends on; it becomes part of the take ids, so that a render made otherwise is never taken for this one.
 
     Raises
     ------
@@ -84,6 +94,7 @@ def plan(
     takes = [r for r in groove.scan(root, options) if isinstance(r, Recording)]
     takes.sort(key=lambda r: keyed_order(seed, r.session.session_id))
     jobs: list[Job] = []
+    mark = blake2b(f"{seed}\x1f{recipe}".encode(), digest_size=4).hexdigest()
     total_s = 0.0
     for take in takes:
         if total_s >= minutes * 60:
@@ -94,7 +105,7 @@ def plan(
         chosen = sorted(kits, key=lambda k: keyed_order(seed, f"{take.session.session_id}/{k}"))[:renders]
         group = take.session.group_id.partition(":")[2]
         for kit_id in chosen:
-            jobs.append(Job(f"{group.replace('/', '-')}-{kit_id}", take, kit_id, group, split, seconds, kits[kit_id]))
+            jobs.append(Job(f"{group.replace('/', '-')}-{kit_id}-{mark}", take, kit_id, group, split, seconds, kits[kit_id]))
             total_s += seconds
     return jobs
 
@@ -112,7 +123,7 @@ def _kits(split: str, n: int, kits_from: SampledKits | None) -> dict[str, sample
 
 def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxonomy_path: Path, options: Mapping[str, Any], seed: int,
           n_workers: int, progress: Progress, kit_options: Mapping[str, Any] | None = None) -> tuple[dict[str, float | int], dict[str, Any]]:  # fmt: skip
-    """Render every job; a take whose files are there already is kept. Returns figures, and what sounds instead of what was played.
+    """Render every job; a take whose files are there already is kept, those of other takes go. Returns figures, and what sounds instead of what was played.
 
     `kit_options` : options of the one-shots, for sampled kits
     """
@@ -142,6 +153,10 @@ def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxono
         for j in jobs
     ]  # fmt: skip
     store.publish(target / "takes.csv", to_csv(header, rows))
+    ids = {j.take_id for j in jobs}
+    for stale in sorted({*target.glob("midi/*.mid"), *target.glob("audio/*.wav")}):
+        if stale.stem not in ids:
+            store.remove(stale)
     seconds = sum((target / "audio" / f"{j.take_id}.wav").stat().st_size / 2 / synth.RATE_HZ for j in jobs)
     figures: dict[str, float | int] = {
         "takes": len(jobs),
@@ -160,7 +175,7 @@ def _render_batch(
     taxonomy = Taxonomy.at(taxonomy_path)
     ref = jobs[0].sampled
     kit = synth.Kit.from_seed(jobs[0].kit_id, seed, wide=True)
-    drums = None if ref is None else sampled.load_kit(ref, kit_options, taxonomy)
+    drums = None if ref is None else sampled.load_kit(ref, kit, kit_options, taxonomy)
     made = []
     for job in jobs:
         midi_bytes, instead = _as_beatsight(root, job, taxonomy, options, drums)
@@ -171,7 +186,7 @@ def _render_batch(
         else:
             caught = midi.read_midi(midi_bytes).aftertouch
             chokes = [(us, LABELS[note]) for us, note in zip(caught.onset_us.tolist(), caught.note.tolist(), strict=True)]
-            sound = sampled.render(drums, kit, *args, chokes=chokes, seed=seed, take_id=job.take_id)
+            sound = sampled.render(drums, *args, chokes=chokes, seed=seed, take_id=job.take_id)
         made.append((job.take_id, midi_bytes, write_wav(sound, synth.RATE_HZ), instead))
     return made
 

@@ -3,7 +3,8 @@
 Belongs here: samples to layers and round robins, what replaces a piece the kit lacks, chokes, the renderer. Does not belong here: which
 file is which stroke (`sources.kits`), room and bus (`synth.master`), which takes (`groove`).
 
-Onset      every sample is placed so that its first value at 5 % of its peak falls on the note: the rule of the one-shots' own labels
+Onset      every sample is placed so that its first value at 5 % of its peak, as heard through the kit's EQ and room, falls on the note:
+           the rule of the one-shots' own labels
 Level      samples are brought to peak 1; level follows velocity without steps, layers change the sound. Balance and room are drawn
 Labels     what the kit lacks is replaced by what `SUBSTITUTES` names, or left out, **before** the MIDI file is written: it says what sounds
 Chance     the round robin and +-0.7 dB of each stroke are keyed by seed, take, microsecond and component, never by order
@@ -30,7 +31,7 @@ from beatsight_assets.sources.sample_rows import sample_onset
 from beatsight_assets.sources.sfz import Region
 from beatsight_assets.store import contain
 from beatsight_assets.taxonomy import UNSPECIFIED, Taxonomy, Voice
-from beatsight_assets.units import Decibels, Milliseconds, Seconds
+from beatsight_assets.units import Decibels, Seconds
 
 F32 = NDArray[np.float32]
 
@@ -57,6 +58,7 @@ CYMBALS = ("ride_bow", "ride_bell", "ride_edge", "crash", "crash2", "splash", "c
 TAIL_DB = -66.0  # below the peak: what follows is cut with a fade
 SHOT_MAX_S = 5.0
 FADE_S = 0.03
+HEARD_SAMPLES = 1 << 14  # 0.37 s: strokes peak in the first half of it
 HAND_CHOKE_S = 0.04  # a cymbal caught by hand
 RING_S = 0.5  # a cymbal struck again: the old ring gives way slowly, real plates go on swinging
 LUCK_DB = 1.4  # stroke to stroke, peak to peak
@@ -88,9 +90,13 @@ class Instrument:
 
 @dataclass(frozen=True)
 class SampledKit:
-    """What a kit can play: component -> its instruments (hats may have several, by openness)."""
+    """What a kit can play in a studio: component -> its instruments (hats may have several, by openness).
+
+    studio : levels, dynamics, room and bus; its own pieces are not used. The shots' `lead` is the one heard through it
+    """
 
     kit_id: str
+    studio: synth.Kit
     instruments: Mapping[str, tuple[Instrument, ...]]
 
     def sounding(self, label: str) -> str | None:
@@ -147,8 +153,8 @@ def find_kits(root: Path, options: Mapping[str, Any], taxonomy: Taxonomy) -> tup
     return sorted(found, key=lambda r: r.kit_id), refused
 
 
-def load_kit(ref: KitRef, options: Mapping[str, Any], taxonomy: Taxonomy) -> SampledKit:
-    """Samples of a kit, resampled once (soxr HQ), mono, trimmed.
+def load_kit(ref: KitRef, studio: synth.Kit, options: Mapping[str, Any], taxonomy: Taxonomy) -> SampledKit:
+    """Samples of a kit, resampled once (soxr HQ), mono, trimmed, with their onsets as heard in the studio.
 
     Raises
     ------
@@ -161,11 +167,12 @@ def load_kit(ref: KitRef, options: Mapping[str, Any], taxonomy: Taxonomy) -> Sam
     for stroke in _strokes(kit, ref.map, taxonomy):
         by_piece.setdefault((stroke.voice.label, stroke.sample.piece), []).append(stroke)
     instruments: dict[str, list[Instrument]] = {}
+    impulse = synth.impulse(studio, synth.RATE_HZ)
     for strokes in sorted(by_piece.values(), key=lambda of_piece: of_piece[0].rank):
         label = strokes[0].voice.label
         if label not in instruments or strokes[0].sample.openness is not None:
-            instruments.setdefault(label, []).append(_instrument(ref.root, label, strokes))
-    return SampledKit(ref.kit_id, {label: tuple(instruments[label]) for label in taxonomy.labels if label in instruments})
+            instruments.setdefault(label, []).append(_instrument(ref.root, label, strokes, impulse))
+    return SampledKit(ref.kit_id, studio, {label: tuple(instruments[label]) for label in taxonomy.labels if label in instruments})
 
 
 def _strokes(kit: Kit, map_name: str | None, taxonomy: Taxonomy) -> list[_Stroke]:
@@ -184,7 +191,7 @@ def _strokes(kit: Kit, map_name: str | None, taxonomy: Taxonomy) -> list[_Stroke
     return found
 
 
-def _instrument(root: Path, label: str, strokes: Sequence[_Stroke]) -> Instrument:
+def _instrument(root: Path, label: str, strokes: Sequence[_Stroke], impulse: NDArray[np.float64]) -> Instrument:
     """Layers by SFZ range, else by the layer in the name, else one layer per stroke from the softest recording to the loudest."""
     loaded = [(s, *_load(contain(root, s.sample.path), s.region)) for s in strokes]
     numbers = sorted({s.sample.layer for s in strokes if s.sample.layer is not None})
@@ -196,7 +203,7 @@ def _instrument(root: Path, label: str, strokes: Sequence[_Stroke]) -> Instrumen
             start = numbers.index(stroke.sample.layer or 0) / len(numbers)
         else:
             start = place / len(loaded)
-        layers.setdefault(start, []).append(shot)
+        layers.setdefault(start, []).append(Shot(shot.samples, _heard_lead(shot, impulse)))
     starts = sorted(layers)
     first = strokes[0].region
     return Instrument(
@@ -206,7 +213,7 @@ def _instrument(root: Path, label: str, strokes: Sequence[_Stroke]) -> Instrumen
 
 
 @lru_cache(maxsize=2048)
-def _read_shot(path: Path, tune_cents: float, offset: int) -> tuple[Shot, Decibels]:
+def read_shot(path: Path, tune_cents: float, offset: int) -> tuple[Shot, Decibels]:
     clip = audio.read_mono(path)
     samples = clip.samples[offset:]
     rate_hz = clip.rate_hz * 2 ** (tune_cents / 1200)
@@ -225,8 +232,16 @@ def _read_shot(path: Path, tune_cents: float, offset: int) -> tuple[Shot, Decibe
     return Shot(shot, lead), 20 * math.log10(peak)
 
 
+def _heard_lead(shot: Shot, impulse: NDArray[np.float64]) -> int:
+    """Where 5 % of the peak is reached behind EQ and room: a dark room swallows the quiet hiss before a pedal's chick, or raises it."""
+    head = shot.samples[: shot.lead + HEARD_SAMPLES // 2]
+    size = HEARD_SAMPLES * 2
+    heard = np.abs(np.fft.irfft(np.fft.rfft(head, size) * np.fft.rfft(impulse[: HEARD_SAMPLES // 2], size), size)[: len(head)])
+    return int(np.argmax(heard >= 0.05 * heard.max()))
+
+
 def _load(path: Path, region: Region | None) -> tuple[Shot, Decibels]:
-    return _read_shot(path, region.tune_cents if region else 0.0, region.offset if region else 0)
+    return read_shot(path, region.tune_cents if region else 0.0, region.offset if region else 0)
 
 
 def pick(kit: SampledKit, label: str, velocity: float, openness: float, luck: int) -> tuple[Instrument, Shot]:
@@ -243,7 +258,6 @@ def pick(kit: SampledKit, label: str, velocity: float, openness: float, luck: in
 
 def render(
     kit: SampledKit,
-    studio: synth.Kit,
     onsets_us: NDArray[np.int64],
     labels: Sequence[str],
     velocities: NDArray[np.float32],
@@ -258,13 +272,12 @@ def render(
 
     Parameters
     ----------
-    studio : levels, dynamics, room and bus; its pieces are not used
     onsets_us : int64 [shape=(n,)], any order; the onset (5 % of the sample's peak) falls on `round(onset * rate)`
     labels : components the kit has, n of them (see `SampledKit.sounding`)
     velocities : float32 [shape=(n,)], 0..1; openness : float32 [shape=(n,)], nan = unknown
     chokes : (microsecond, component): a cymbal caught by hand
     """
-    rate_hz = synth.RATE_HZ
+    rate_hz, studio = synth.RATE_HZ, kit.studio
     places = (onsets_us.astype(np.int64) * rate_hz + 500_000) // 1_000_000
     n = int(places.max(initial=0)) + int(tail_s * rate_hz)
     gain_of = {label: studio.levels[label] for label in kit.instruments}
@@ -328,8 +341,8 @@ def measure_onset_errors(samples: F32, rate_hz: int, onsets_us: NDArray[np.int64
     """Where each hit is heard against where it was asked for: float64 [shape=(n,)], ms, positive = late, nan = cannot be told.
 
     Heard = first sample within 12 ms before .. 60 ms after that reaches 5 % of the peak in that stretch (to the next onset at most): the
-    definition of a one-shot's onset. A hit cannot be told when another lies within 30 ms, or when the 24 ms before it are louder than half
-    of those 5 %. `synth.measure_onset_errors` looks for the steepest slope instead, which the chick of a pedal reaches 20 ms late.
+    definition of a one-shot's onset. A hit cannot be told when another lies within 30 ms, or when it rings 24 to 6 ms before louder
+    than 0.8 of those 5 %. `synth.measure_onset_errors` looks for the steepest slope instead, which the chick of a pedal reaches 20 ms late.
     """
     level = np.abs(samples)
     order = np.argsort(onsets_us, kind="stable")
@@ -348,13 +361,8 @@ def measure_onset_errors(samples: F32, rate_hz: int, onsets_us: NDArray[np.int64
         stretch = level[begin:end]
         threshold = 0.05 * float(stretch.max(initial=0.0))
         floor = float(level[max(0, begin - quiet + window) : begin + window // 2].max(initial=0.0))
-        if threshold > 0 and floor < 0.5 * threshold:
+        if threshold > 0 and floor < 0.8 * threshold:
             errors[first:last] = (begin + int(np.argmax(stretch >= threshold)) - place) * 1000 / rate_hz
     unsorted = np.empty_like(errors)
     unsorted[order] = errors
     return unsorted
-
-
-def measure_shot_error(shot: Shot, rate_hz: int = synth.RATE_HZ) -> Milliseconds:
-    """How far a shot's 5 % point lies from where `render` takes it to be."""
-    return (int(np.argmax(np.abs(shot.samples) >= 0.05 * np.abs(shot.samples).max())) - shot.lead) * 1000 / rate_hz

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,10 @@ def run(settings: Settings, options: RenderOptions | None = None, *, progress: P
         del identity["kits_from"]  # what lies there counts, not where it lies
         kits = None
         if options.kits_from is not None:
-            kits = _sampled_kits(settings, Path(options.kits_from), progress)
+            kits = sampled_kits(settings, Path(options.kits_from), progress)
             identity["kits_from"] = {"listing": listing_digest(Path(options.kits_from)), **kits.identity}
-        work = _groove_work(settings, options, root, target, kits, progress)
+        recipe = json.dumps([VERSION, Taxonomy.load(settings).digest, identity.get("kits_from")], sort_keys=True, default=str)
+        work = _groove_work(settings, options, root, target, kits, recipe, progress)
         identity["groove"] = listing_digest(root)
     return run_stage(settings, STAGE, partition=source_set, version=VERSION, options=identity, parents=(), work=work)
 
@@ -91,12 +93,12 @@ def _demo_work(settings: Settings, options: RenderOptions, target: Path, progres
 
 
 def _groove_work(
-    settings: Settings, options: RenderOptions, root: Path, target: Path, kits: groove.SampledKits | None, progress: Progress
+    settings: Settings, options: RenderOptions, root: Path, target: Path, kits: groove.SampledKits | None, recipe: str, progress: Progress
 ) -> Any:
     def work() -> Outcome:
         of_groove = settings.datasets["groove_mididataset"].options
         jobs = groove.plan(root, of_groove, minutes=options.minutes, n_kits=options.kits, renders=options.renders, seed=options.seed,
-                           kits_from=kits)  # fmt: skip
+                           kits_from=kits, recipe=recipe)  # fmt: skip
         figures, facts = groove.write(root, target, jobs, store=settings.store, taxonomy_path=settings.config_path("taxonomy"),
                                       options=of_groove, seed=options.seed, n_workers=settings.n_workers, progress=progress,
                                       kit_options=kits.options if kits else None)  # fmt: skip
@@ -105,7 +107,7 @@ def _groove_work(
     return work
 
 
-def _sampled_kits(settings: Settings, folder: Path, progress: Progress) -> groove.SampledKits:
+def sampled_kits(settings: Settings, folder: Path, progress: Progress) -> groove.SampledKits:
     """Kits of a folder that can play, by the split the one-shots keep them in. A kit without a split plays nothing: its own samples may
     be in any split, and a take would carry them into another."""
     if not folder.is_dir():

@@ -476,7 +476,7 @@ def _gain(kit: Kit, label: str, velocity: float) -> float:
     return kit.levels[label] * 10 ** (kit.dynamics_db * (min(1.0, max(0.0, velocity)) - 1) / 20)
 
 
-def _impulse(kit: Kit, rate_hz: int) -> F64:
+def impulse(kit: Kit, rate_hz: int) -> F64:
     """EQ (minimum phase, so nothing sounds before the hit) and room of the kit as one impulse response."""
     bus, size = kit.bus, 2048
     freqs = np.fft.rfftfreq(size, 1 / rate_hz) + 1.0
@@ -597,7 +597,7 @@ def master(
     Nothing sounds before it does in `dry`. `accompaniment` as in `render`.
     """
     n = dry.size
-    wet = _convolve(dry, _impulse(kit, rate_hz))[:n]
+    wet = _convolve(dry, impulse(kit, rate_hz))[:n]
     wet /= np.max(np.abs(wet)) + 1e-12
     if accompaniment is not None:
         m = min(n, accompaniment.size)
