@@ -214,6 +214,7 @@ def _instrument(root: Path, label: str, strokes: Sequence[_Stroke], impulse: NDA
 
 @lru_cache(maxsize=2048)
 def read_shot(path: Path, tune_cents: float, offset: int) -> tuple[Shot, Decibels]:
+    """(stroke of a file at `synth.RATE_HZ`, mono, tuned, trimmed, peak 1; its peak in dBFS as recorded), read once per process."""
     clip = audio.read_mono(path)
     samples = clip.samples[offset:]
     rate_hz = clip.rate_hz * 2 ** (tune_cents / 1200)
