@@ -196,7 +196,8 @@ def _as_beatsight(
 ) -> tuple[bytes, Counter[str]]:
     """(the take's hits in the platform's own note map up to `job.seconds`, {"played -> sounding": hits}): one MIDI file says exactly what sounds.
 
-    On a sampled kit what the kit lacks becomes its substitute or is left out, and cymbals caught by hand stay (aftertouch).
+    On a sampled kit what the kit lacks becomes its substitute or is left out, the pedal is that of the recorded hat, and cymbals caught by
+    hand stay (aftertouch).
     """
     reading = groove.read(root, job.recording, taxonomy, options)
     if isinstance(reading, Rejected):
@@ -214,10 +215,11 @@ def _as_beatsight(
     notes = [(int(t), NOTES[label], int(v)) for t, label, v in zip(hits.onset_us[kept], labels, velocity, strict=True)]
     raw = hits.openness_raw[kept] if hits.openness_raw is not None else np.full(len(kept), -1)
     pedal = [
-        (int(t), int(p))
+        (int(t), int(p) if drums is None else drums.pedal(label, int(p)))
         for t, p, label in zip(hits.onset_us[kept], raw, labels, strict=True)
-        if p >= 0 and taxonomy.family(label) == "hihat"
+        if taxonomy.family(label) == "hihat"
     ]
+    pedal = [(t, p) for t, p in pedal if p >= 0]
     tempo = float(hits.tempo_bpm[0]) if hits.tempo_bpm is not None and len(hits) else 120.0
     caught = [] if drums is None else _caught(root, job, taxonomy, drums)
     return midi.write_midi(notes, pedal=pedal, aftertouch=caught, tempos=((0, round(60e6 / tempo)),)), instead

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from beatsight_assets import audio
 from beatsight_assets.errors import InputError
+from beatsight_assets.events import CLOSED_PEDAL, openness_from_pedal
 from beatsight_assets.render import synth
 from beatsight_assets.sources.kits import Kit, Sample, list_kits
 from beatsight_assets.sources.sample_rows import sample_onset
@@ -102,6 +103,20 @@ class SampledKit:
     def sounding(self, label: str) -> str | None:
         """The component that sounds when `label` is played: itself, its first substitute that is there, or None (left out)."""
         return next((x for x in (label, *SUBSTITUTES.get(label, ())) if x in self.instruments), None)
+
+    def instrument(self, label: str, openness: float) -> Instrument:
+        """What plays a component the kit has: of several hats the one nearest in openness, nan = the usual openness."""
+        choices = self.instruments[label]
+        wanted = synth.OPENNESS_UNKNOWN.get(label, 0.5) if math.isnan(openness) else openness
+        return min(choices, key=lambda i: abs((i.openness or 0.0) - wanted))
+
+    def pedal(self, label: str, cc4: int) -> int:
+        """Pedal value of what sounds, 90 closed .. 0 open: that of the recorded hat where it is known, else as played (-1 none)."""
+        if label not in synth.OPENNESS_UNKNOWN:
+            return cc4
+        played = float(openness_from_pedal(np.array([cc4]))[0])
+        openness = 0.0 if label == "hihat_closed" else self.instrument(label, played).openness
+        return cc4 if openness is None else round((1 - openness) * CLOSED_PEDAL)
 
     @property
     def n_bytes(self) -> int:
@@ -247,11 +262,7 @@ def _load(path: Path, region: Region | None) -> tuple[Shot, Decibels]:
 
 def pick(kit: SampledKit, label: str, velocity: float, openness: float, luck: int) -> tuple[Instrument, Shot]:
     """The stroke that sounds: the hat nearest in openness (unknown: the usual one), the layer of the velocity, a round robin by luck."""
-    choices = kit.instruments[label]
-    instrument = choices[0]
-    if len(choices) > 1:
-        wanted = synth.OPENNESS_UNKNOWN.get(label, 0.5) if math.isnan(openness) else openness
-        instrument = min(choices, key=lambda i: abs((i.openness or 0.0) - wanted))
+    instrument = kit.instrument(label, openness)
     at = max(0, int(np.searchsorted(instrument.starts, velocity + 1e-6, side="right")) - 1)
     shots = instrument.layers[at]
     return instrument, shots[luck % len(shots)]

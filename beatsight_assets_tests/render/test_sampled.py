@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 
 from beatsight_assets import audio, midi
+from beatsight_assets import events as events_module
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.readiness import annotation_alignment
-from beatsight_assets.render import demo, sampled, stage, synth
+from beatsight_assets.render import demo, groove, sampled, stage, synth
 from beatsight_assets.render.stage import RenderOptions
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.sources import ingest
@@ -153,8 +154,8 @@ def test_a_kit_that_plays_no_groove_or_has_no_split_is_named(settings: Settings,
 
 @pytest.mark.data
 def test_groove_on_real_drums(shared_data: Path, data_root: Path) -> None:
-    """AVL, MuldjordKit and TR-505: onsets within 3 ms, MIDI and events agree hit for hit, no kit in two splits, a choke is an event's,
-    the alignment gate passes, made again nothing is rewritten, another seed is made anew."""
+    """AVL, MuldjordKit and TR-505: onsets within 3 ms, MIDI and events agree hit for hit, no kit in two splits, hats as
+    open as their recordings, the alignment gate passes, made again nothing is rewritten, another seed is made anew."""
     exhaustive = bool(os.environ.get("BEATSIGHT_EXHAUSTIVE"))
     settings = Settings(layout=DataLayout(data_root), profile="dev")
     (data_root / "raw").mkdir()
@@ -171,6 +172,9 @@ def test_groove_on_real_drums(shared_data: Path, data_root: Path) -> None:
     assert set(takes["split"]) == {"train", "val"} and takes.group_by("kit_id").agg(pl.col("split").n_unique())["split"].max() == 1
     n_notes = sum(len(midi.read_midi((root / m).read_bytes()).notes.tick) for m in takes["midi_filename"])
     assert n_notes == ingested.figures["hits"]
+    avl = events_module.hits_of(events.filter(pl.col("kit_id").str.starts_with("avl")), "kit_id").select("label", "openness").unique()
+    hats = {(label, round(o, 1)) for label, o in avl.drop_nulls().iter_rows()}
+    assert ("hihat_closed", 0.0) in hats <= {("hihat_closed", 0.0), ("hihat_open", 0.4), ("hihat_open", 1.0)}
     row = takes.sort("take_id").row(0, named=True)
     of_take = events.filter(pl.col("session_id") == row["midi_filename"])
     figures = annotation_alignment.measure(audio.read_mono(root / row["audio_filename"]).samples, RATE_HZ, of_take["onset_time"].to_numpy())
@@ -178,6 +182,37 @@ def test_groove_on_real_drums(shared_data: Path, data_root: Path) -> None:
     kept = stage.run(settings, replace(options, minutes=3.0))
     assert kept.figures["written"] == 0 and kept.figures["kept"] == kept.figures["takes"] == len(list((root / "audio").iterdir()))
     assert stage.run(settings, replace(options, minutes=0.3, seed=8)).figures["kept"] == 0
+
+
+@pytest.mark.data
+def test_a_cymbal_caught_by_hand_stays_caught(shared_data: Path, data_root: Path) -> None:
+    """The three takes of Groove with aftertouch on crashes: the rendered MIDI keeps it, and its events say cymbal_choke as often as Groove's."""
+    notes = Taxonomy.shipped().note_map("td11")
+    found = []
+    source = shared_data / "groove_midi"
+    header, *lines = (source / "info.csv").read_text().splitlines()
+    for line in lines:
+        path = source / line.split(",")[header.split(",").index("midi_filename")]
+        touched = midi.read_midi(path.read_bytes()).aftertouch if path.is_file() else None
+        if touched is not None and any(
+            v > 0 and notes[n].label == "crash" for n, v in zip(touched.note.tolist(), touched.value.tolist(), strict=True) if n in notes
+        ):
+            found.append((line.replace("validation", "train").replace(",test", ",train"), path.relative_to(source)))
+    assert len(found) == 3
+    root = data_root / "raw/groove_midi"
+    for _, rel in found:
+        (root / rel).parent.mkdir(parents=True, exist_ok=True)
+        (root / rel).write_bytes((source / rel).read_bytes())
+    (root / "info.csv").write_text("\n".join([header, *(line for line, _ in found)]) + "\n")
+    settings = Settings(layout=DataLayout(data_root), profile="dev")
+    stage.run(settings, RenderOptions("groove_rendered", minutes=30.0, kits=2, kits_from=str(shared_data / "oneshots")))
+    chokes = {}
+    for name in ("groove_mididataset", "groove_rendered"):
+        ingest(settings, name)
+        heard = pl.read_parquet(settings.layout.events(name)).filter(pl.col("onset_time") < groove.MAX_TAKE_S)
+        techniques = heard["techniques"].explode().drop_nulls()
+        chokes[name] = int((techniques == "cymbal_choke").sum())
+    assert chokes["groove_rendered"] == chokes["groove_mididataset"] > 0
 
 
 @pytest.mark.data
