@@ -229,9 +229,10 @@ def _caught(root: Path, job: Job, taxonomy: Taxonomy, drums: sampled.SampledKit)
     """(microsecond, note, value) where the drummer caught a cymbal that sounds on this kit."""
     touched = midi.read_midi(read_bytes(contain(root, job.recording.timeline), max_bytes=groove.MAX_MIDI_BYTES)).aftertouch
     notes = taxonomy.note_map(groove.NOTE_MAP)
-    found = []
+    until_us = (job.seconds + sampled.TAIL_S) * 1e6  # the last stroke may be caught while it rings out
+    found = set()
     for us, note, value in zip(touched.onset_us.tolist(), touched.note.tolist(), touched.value.tolist(), strict=True):
-        label = drums.sounding(notes[note].label) if note in notes and value > 0 and us < job.seconds * 1e6 else None
+        label = drums.sounding(notes[note].label) if note in notes and value > 0 and us < until_us else None
         if label in sampled.CYMBALS:
-            found.append((us, NOTES[label], value))
-    return found
+            found.add((us, NOTES[label], value))  # bow and edge of one crash report it both
+    return sorted(found)

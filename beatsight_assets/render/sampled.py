@@ -64,6 +64,7 @@ HAND_CHOKE_S = 0.04  # a cymbal caught by hand
 RING_S = 0.5  # a cymbal struck again: the old ring gives way slowly, real plates go on swinging
 LUCK_DB = 1.4  # stroke to stroke, peak to peak
 ERROR_WINDOW_MS = 12.0
+TAIL_S = 1.5  # audio after the last hit
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def render(
     chokes: Sequence[tuple[int, str]] = (),
     seed: int,
     take_id: str,
-    tail_s: Seconds = 1.5,
+    tail_s: Seconds = TAIL_S,
 ) -> F32:
     """A take on a sampled kit: float32 [shape=(n_samples,)], mono, 44.1 kHz, peak between -5 and -1 dBFS, ending `tail_s` after the last hit.
 
