@@ -411,8 +411,7 @@ def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int
     text = np.full((len(raw), 36), ord("-"), dtype=np.uint8)
     for start, end, at in ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24)):
         text[:, at : at + end - start] = digits[:, start:end]
-    joined = text.tobytes().decode()
-    return pl.Series([joined[i : i + 36] for i in range(0, len(joined), 36)], dtype=pl.String)
+    return pl.Series(text.view("S36").ravel()).cast(pl.String)  # a tenth of the time of slicing the text
 
 
 def _techniques(

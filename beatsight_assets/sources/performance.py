@@ -92,7 +92,8 @@ def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performa
     tick = file.notes.tick[kept]
     numerator, denominator = midi.meter_at(file, tick)
     packed = numerator * 256 + denominator
-    found, meter = np.unique(packed, return_inverse=True)
+    is_one = len(packed) > 0 and packed.min() == packed.max()  # almost all files; `unique` would sort for it
+    found, meter = (packed[:1], np.zeros(len(packed), np.int64)) if is_one else np.unique(packed, return_inverse=True)
     names = tuple(f"{int(p) // 256}/{int(p) % 256}" for p in found)
     if len(found) and found[0] == 0:  # before the first time signature
         names, meter = names[1:], meter - 1
@@ -106,7 +107,7 @@ def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performa
         openness_raw=pedal,
         tempo_bpm=midi.tempo_bpm_at(file, tick),
         meters=names,
-        meter=meter.astype(np.int64),
+        meter=meter.astype(np.int64, copy=False),
         bar=bar,
         beat=beat,
         stated=_chokes(file, table, voice_of, file.notes.onset_us[kept]) if len(file.aftertouch.tick) else {},

@@ -55,6 +55,11 @@ class Watch:
     def runs(self) -> list[str]:
         return [r.status.value for r in self.instance.get_runs()]
 
+    def is_at_rest(self, n_sessions: int) -> bool:
+        """All was ingested, no run is left, and the sensor sees nothing new."""
+        last = self.ticks()[-1:]
+        return self.sessions() == n_sessions and set(self.runs()) == {"SUCCESS"} and bool(last) and "Still changing: none" in last[0][1]
+
     def sessions(self) -> int:
         path = self.settings.layout.provenance(NAME)
         return pl.read_parquet(path).height if path.is_file() else 0
@@ -105,7 +110,7 @@ def test_files_that_arrive_are_ingested_once_and_a_lost_disk_deletes_nothing(wat
         put_table(root, names[: i + 1])
         if i in (1, 3):  # the daemon looks at half a copy
             watch.looks(1)
-    watch.until(lambda: watch.sessions() == 6 and set(watch.runs()) == {"SUCCESS"}, "the whole copy is ingested")
+    watch.until(lambda: watch.is_at_rest(6), "the whole copy is ingested")
     n_runs = len(watch.runs())
     assert n_runs <= 2  # one, or one more where two looks fell into one pause of the copy
     whole = watch.settings.layout.events(NAME).read_bytes()
@@ -121,7 +126,7 @@ def test_files_that_arrive_are_ingested_once_and_a_lost_disk_deletes_nothing(wat
 
     put_take(root, "t6", 60)
     put_table(root, [*names, "t6"])
-    watch.until(lambda: watch.sessions() == 7 and set(watch.runs()) == {"SUCCESS"}, "the new take is ingested")
+    watch.until(lambda: watch.is_at_rest(7), "the new take is ingested")
     watch.looks(2)
     assert len(watch.runs()) == n_runs + 1
     assert sum(n for _, _, n in watch.ticks()) == n_runs + 1
