@@ -90,8 +90,9 @@ def test_every_option_it_uses_is_declared(name: str, settings: Settings) -> None
 def test_it_has_an_entry_in_the_config(name: str, settings: Settings) -> None:
     """A module that no dataset of configs/datasets.yaml names is never used; the config files it asks for exist."""
     assert configured(settings).get(name), f"no entry of configs/datasets.yaml has module: {name}"
-    for config in MODULES[name].SOURCE.configs:
-        assert settings.config_path(config).is_file()
+    for source_set in configured(settings)[name]:
+        for path in module_options(settings, source_set).get("configs", {}).values():
+            assert Path(path).is_file()
 
 
 def test_every_entry_names_a_module(settings: Settings) -> None:
