@@ -144,8 +144,9 @@ def label_of(file_stem: str, rules: NameRules, *, one_shots: bool = False) -> Na
     >>> rules = shipped_rules()
     >>> [label_of(name, rules).kind for name in ("02_BassDI", "07_Bass Drum", "09_OH_L", "30_Owl", "08_KickSnare")]
     ['not_drums', 'component', 'drum_mix', 'unknown', 'ambiguous']
-    >>> label_of("03_SnareTop", rules)
-    Named(kind='component', voice=Voice(label='snare', variant=None, strike=None, bucket=None, techniques=()), rule='snare', mic_position='top')
+    >>> found = label_of("03_SnareTop", rules)
+    >>> found.voice.label, found.rule, found.mic_position
+    ('snare', 'snare', 'top')
     """
     found = rules.find(split_name(file_stem), one_shots=one_shots)
     named = [(phrase, m.voice) for phrase, m in found if m.voice is not None]
