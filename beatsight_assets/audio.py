@@ -81,6 +81,15 @@ def probe(path: Path, *, silent_ok: bool = False) -> AudioInfo:
     return _decode(path, lambda block: None, silent_ok=silent_ok)
 
 
+def stated_duration_s(path: Path) -> Seconds:
+    """Length that the header claims, 0 where it cannot be read: enough to tell a loop from a hit, never to cut by."""
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError, ValueError):
+        return 0.0
+    return float(info.frames / info.samplerate) if info.samplerate else 0.0
+
+
 def read_mono(path: Path, rate_hz: int | None = None, *, silent_ok: bool = False) -> AudioClip:
     """A whole file as mono: plain mean of the channels, then soxr HQ to `rate_hz` (None: as it is).
 

@@ -24,7 +24,12 @@ from beatsight_assets.taxonomy import Taxonomy
 FOLDER = Path(sources.__file__).parent
 SECTIONS = ("Layout", "Labels", "Group", "Traps")
 CHAINS = {"midi_import", "synthetic_render", "audio_annotation", "multitrack_stems", "sample_pack", "beatmap_import"}
-REAL = {"slakh2100": "slakh", "beatmap": "beatsight_formats", "extended_groove_mididataset": "e_gmd/e-gmd-v1.0.0"}  # other names there
+REAL = {
+    "slakh2100": "slakh",
+    "beatmap": "beatsight_formats",
+    "extended_groove_mididataset": "e_gmd/e-gmd-v1.0.0",
+    "one_shots": "oneshots",
+}  # other names there
 OPTION_USE = re.compile(r"""options(?:\.get\(|\[)["'](\w+)["']""")
 
 
