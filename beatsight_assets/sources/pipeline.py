@@ -107,12 +107,20 @@ class _Found:
 
 
 def source_module(name: str) -> SourceModule:
-    """The module of a dataset by its module name in configs/datasets.yaml."""
+    """The module of a dataset by its name in configs/datasets.yaml: in this package, or with a dot any module that Python finds.
+
+    Raises
+    ------
+    ConfigError `unknown-source-module` : not there, or without a SOURCE
+    """
     try:
-        module = importlib.import_module(f"beatsight_assets.sources.{name}")
+        module = importlib.import_module(name if "." in name else f"beatsight_assets.sources.{name}")
     except ModuleNotFoundError as error:
+        place = "where Python looks for modules; is its package installed, or its folder in PYTHONPATH?"
         raise ConfigError(
-            f"there is no source module {name!r} in beatsight_assets/sources", code="unknown-source-module", where="configs/datasets.yaml"
+            f"there is no source module {name!r} {place if '.' in name else 'in beatsight_assets/sources'}",
+            code="unknown-source-module",
+            where="configs/datasets.yaml",
         ) from error
     if not isinstance(getattr(module, "SOURCE", None), Source):
         raise ConfigError(f"{name!r} is no source module: it has no SOURCE", code="unknown-source-module", where="configs/datasets.yaml")
@@ -141,9 +149,10 @@ def code_digest(module: str) -> str:
     package = Path(__file__).parent.parent
     found: dict[str, bytes] = {}
     waiting = [f"sources.{module}", "sources.pipeline"]
+    own = Path(source_module(module).__file__ or "") if "." in module else None  # a module of somebody else's package
     while waiting:
         name = waiting.pop()
-        path = package.joinpath(*name.split(".")).with_suffix(".py")
+        path = own if own and name == f"sources.{module}" else package.joinpath(*name.split(".")).with_suffix(".py")
         if name in found or name.partition(".")[0] in PLUMBING or not path.is_file():
             continue
         found[name] = path.read_bytes()

@@ -5,7 +5,7 @@ Labels      from the file's own name (configs/file_names.yaml with its one-shot 
             `category_folders` names folders that say a label for files whose name says none, such as {Kicks: kick}
 Group       `kit:<pack>/<piece>`: the file name without trailing numbers and layer, take and round-robin words, so that layers and takes
             of one drum stay together
-Traps       folder names lie: `kicks_and_more/Snare 01.wav` is a snare, `/home/tom/` is no tom; files longer than 30 s are loops
+Traps       folder names lie: `kicks_and_more/Snare 01.wav` is a snare, a folder called `tom` makes no toms; files longer than 30 s are loops
 """
 
 from __future__ import annotations

@@ -91,8 +91,9 @@ class Reading:
 
 
 class SourceModule(Protocol):
-    """The shape of a module in this package."""
+    """The shape of a source module."""
 
+    __file__: str | None
     SOURCE: Source
 
     def scan(self, root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected | Skipped]: ...
