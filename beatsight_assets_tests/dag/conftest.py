@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import dagster as dg
 import pytest
+from dagster._core.storage.defs_state.base import set_defs_state_storage
 
 from beatsight_assets.settings import Settings
 from beatsight_assets_tests.dag.toys import Toys
@@ -19,8 +20,13 @@ CALM = {
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    """A real instance with SQLite in a temporary folder, so that one run sees what another left."""
+    """A real instance with SQLite in a temporary folder, so that one run sees what another left.
+
+    Dagster keeps the storage of an instance that was entered twice as the storage of the process. The folder is gone by then, and whatever
+    test loads definitions next fails on it; so the storage of the process is put back too.
+    """
     with (
+        set_defs_state_storage(None),
         TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
         dg.DagsterInstance.local_temp(folder, overrides=CALM) as found,
     ):
