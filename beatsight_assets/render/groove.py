@@ -31,6 +31,7 @@ from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import keyed_order
 
 FOLDER = "groove_rendered"
+HATS_BY_SAY = ("hihat_open", "hihat_closed", "hihat_pedal", "hihat_foot_splash")  # whose pedal value counts when several sound at once
 SAMPLED = "sampled"  # column kit_source
 MAX_TAKE_S = 120.0  # a longer take is cut here: one performance must not crowd out the others
 KITS_BY_SPLIT = {"train": 1.0, "val": 0.25, "test": 0.25}  # share of the number of training kits, at least 2
@@ -214,12 +215,13 @@ def _as_beatsight(
     velocity = np.rint(hits.velocity[kept] * 127).astype(int)
     notes = [(int(t), NOTES[label], int(v)) for t, label, v in zip(hits.onset_us[kept], labels, velocity, strict=True)]
     raw = hits.openness_raw[kept] if hits.openness_raw is not None else np.full(len(kept), -1)
-    pedal = [
-        (int(t), int(p) if drums is None else drums.pedal(label, int(p)))
+    hats = sorted(
+        (int(t), HATS_BY_SAY.index(label), int(p) if drums is None else drums.pedal(label, int(p)))
         for t, p, label in zip(hits.onset_us[kept], raw, labels, strict=True)
         if taxonomy.family(label) == "hihat"
-    ]
-    pedal = [(t, p) for t, p in pedal if p >= 0]
+    )
+    # One value per instant: of two hats that sound together the open one says how open, for that is what its label is about.
+    pedal = sorted(dict(reversed([(t, p) for t, _, p in hats if p >= 0])).items())
     tempo = float(hits.tempo_bpm[0]) if hits.tempo_bpm is not None and len(hits) else 120.0
     caught = [] if drums is None else _caught(root, job, taxonomy, drums)
     return midi.write_midi(notes, pedal=pedal, aftertouch=caught, tempos=((0, round(60e6 / tempo)),)), instead

@@ -22,7 +22,7 @@ from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import keyed_order
 from beatsight_assets.verdict import Reason, Rule, Verdict
 
-VERSION = "1"
+VERSION = "2"
 STAGE = "rendered_audio"
 ONE_SHOTS = "one_shots"  # dataset whose options say how kits are read and which split hears them
 CHECKED_HITS = 200  # design ruling 14

@@ -19,7 +19,9 @@ from beatsight_assets.render.stage import RenderOptions
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.sources import ingest
 from beatsight_assets.sources.kits import list_kits
+from beatsight_assets.stages import silent
 from beatsight_assets.taxonomy import Taxonomy
+from beatsight_assets_tests.sources.test_egmd import groove_tree
 
 RATE_HZ = synth.RATE_HZ
 NAN = float("nan")
@@ -119,6 +121,38 @@ def test_chokes_end_what_rings(kit: sampled.SampledKit) -> None:
 
     assert share(closed, 5000) < 0.02 * share(free, 5000) and share(closed, 2000) > 0.5 * share(free, 2000)
     assert share(caught, 2000) < 0.02 * share(free, 2000) and share(caught, 5000) > 0.5 * share(free, 5000)
+
+
+def test_an_sfz_group_chokes_what_names_it(kit: sampled.SampledKit) -> None:
+    """A stroke of group 7 ends a crash with off_by 7 and leaves a crash without it ringing: no rule about hats is involved."""
+    (crash,), (kick,) = kit.instruments["crash"], kit.instruments["kick"]
+    hits = [(0.1, "crash", 0.9), (0.2, "kick", 0.05), (1.0, "snare", 0.9)]
+    levels = []
+    for off_by in (0, 7):
+        pair = {"crash": (replace(crash, off_by=off_by),), "kick": (replace(kick, group=7),)}
+        sound = play(replace(kit, instruments={**kit.instruments, **pair}), hits)
+        spectrum = np.abs(np.fft.rfft(sound[int(0.25 * RATE_HZ) : int(0.35 * RATE_HZ)], RATE_HZ))
+        levels.append(float(spectrum[1950:2050].max()) / rms(sound, 1.0))
+    assert levels[1] < 0.02 * levels[0]
+
+
+def test_an_open_hat_keeps_its_openness_beside_a_foot(tmp_path: Path, settings: Settings) -> None:
+    """Open hat and foot at one instant: the rendered pedal says how open the recorded hat is, not what a foot, heard as a closed hat, would say."""
+    write_kit(tmp_path / "kits/tones")
+    pieces = [f"{{piece: {p}, label: {label}}}" for p, label in (("kick", "kick"), ("snare_*", "snare"), ("crash", "crash"))]
+    hats = ["{piece: hat_closed, label: hihat_closed, openness: 0.0}", "{piece: hat_open, label: hihat_open, openness: 0.4}"]
+    table = tmp_path / "tones.yaml"
+    table.write_text("version: 1\nlicence: none\nstem: '(?P<piece>.+)'\npieces:\n" + "".join(f"  - {line}\n" for line in [*pieces, *hats]))
+    options = {"note_maps": {"tones": "general_midi"}, "configs": {"kits/tones": str(table)}}
+    refs, _ = sampled.find_kits(tmp_path / "kits", options, Taxonomy.shipped())
+    root = groove_tree(tmp_path / "groove", [("drummer1/session1/1", "train", [(0, 36, 90), (500_000, 46, 90), (500_000, 44, 60)])])
+    jobs = groove.plan(root, {}, minutes=1, n_kits=1, renders=1, seed=1, kits_from=groove.SampledKits({"train": refs}, options))
+    groove.write(root, settings.layout.raw("groove_rendered"), jobs, store=settings.store, taxonomy_path=settings.config_path("taxonomy"), options={}, seed=1,
+                 n_workers=1, progress=silent, kit_options=options)  # fmt: skip
+    (path,) = (settings.layout.raw("groove_rendered") / "midi").iterdir()
+    played = demo.read_performance("x", path.read_bytes())
+    hat = {label: float(o) for label, o in zip(played.labels, played.openness, strict=True)}["hihat_open"]
+    assert hat == pytest.approx(0.4, abs=0.01)
 
 
 def test_openness_picks_the_hat(kit: sampled.SampledKit) -> None:
