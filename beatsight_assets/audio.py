@@ -21,6 +21,8 @@ from beatsight_assets.store import contain, open_regular
 from beatsight_assets.units import Decibels, Seconds
 
 BLOCK_FRAMES = 1 << 18  # 6 s at 44.1 kHz: memory does not depend on the length of the file
+LOOK_FRAMES = 1 << 13  # what a look at the beginning reads at once
+MIN_CONTENT_S = 0.01  # shorter audio may be equal by chance
 SILENT_DBFS = -80.0  # a peak at or below this is silence (spec/events.md section 10)
 FLOOR_DB = -200.0  # level of digital silence, so that no figure is infinite
 RATE_RANGE_HZ = (4_000, 384_000)
@@ -79,6 +81,24 @@ def probe(path: Path, *, silent_ok: bool = False) -> AudioInfo:
         changed-while-reading
     """
     return _decode(path, lambda block: None, silent_ok=silent_ok)
+
+
+def has_content(path: Path) -> bool:
+    """Whether equal bytes mean equal recordings: False for silence (also with an offset), less than 10 ms, and what cannot be decoded.
+
+    Reads no further than the first block in which something is heard.
+    """
+    low, high, n_frames = math.inf, -math.inf, 0
+    try:
+        with soundfile.SoundFile(path) as file:
+            while len(block := file.read(LOOK_FRAMES, dtype="float32", always_2d=True)):
+                n_frames += len(block)
+                low, high = min(low, float(block.min())), max(high, float(block.max()))
+                if high - low > 10 ** (SILENT_DBFS / 20) and n_frames >= MIN_CONTENT_S * file.samplerate:
+                    return True
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError, MemoryError):
+        return False
+    return False
 
 
 def stated_duration_s(path: Path) -> Seconds:

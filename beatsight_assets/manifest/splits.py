@@ -6,6 +6,7 @@ A group never moves when others come, unless a newcomer proves to be a copy of i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,15 +127,21 @@ def session_keys(provenance: pl.DataFrame, paths: pl.DataFrame) -> pl.DataFrame:
     provenance : source_set, session_id, hashes, facts
     paths : source_set, session_id, group_id, audio_path, midi_path of the sessions that have events. Without a MIDI file there is no MIDI
         content: all samples that hold one stroke at 0 s would be "equal". A MIDI file counts by its bytes too, for two note maps read
-        different hits from it
+        different hits from it. Audio that `ingest` found to hold nothing (facts `no_content`) is no content: silence of one length is one
+        file for all who hold it
     """
     sessions = provenance.join(paths, on=["source_set", "session_id"], how="inner")
     path = pl.col("hashes").struct.field("path")
     files = sessions.explode("hashes", empty_as_null=False, keep_nulls=False).select(
         *SESSION,
+        path=path,
         kind=pl.when(path.str.contains(AUDIO_NAME)).then(pl.lit("audio")).when(path.str.contains(MIDI_NAME)).then(pl.lit("midi")),
         key=pl.col("hashes").struct.field("sha256"),
     )
+    without = sessions.filter(pl.col("facts").str.contains('"no_content"', literal=True)).select("source_set", "session_id", "facts")
+    named = [(source, session, path) for source, session, facts in without.iter_rows() for path in json.loads(facts).get("no_content", ())]
+    empty = pl.DataFrame(named, schema={"source_set": pl.String, "session_id": pl.String, "path": pl.String}, orient="row")
+    files = files.join(empty, on=["source_set", "session_id", "path"], how="anti").drop("path")
     played = sessions.drop_nulls("midi_path").select(
         *SESSION, kind=pl.lit("midi"), key=pl.col("facts").str.json_path_match("$.midi_content")
     )

@@ -850,6 +850,10 @@ def _with_audio_facts(job: _Job, reading: Reading) -> _Read:
     if not facts["audio_present"]:
         issues["audio_absent"] += 1
     facts["midi_content"] = _content_digest(reading.hits)
+    found = {f: job.root / f for f in recording.files} | ({} if job.audio is None else {str(recording.session.audio_path): job.audio})
+    empty = sorted(f for f, path in found.items() if f.lower().endswith(AUDIO_SUFFIXES) and not audio.has_content(path))
+    if empty:
+        facts["no_content"] = empty  # these files are equal to others by chance: their digests say nothing about who played
     return _Read(replace(reading, facts=facts, issues=dict(issues)), rejected)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from beatsight_assets import midi
+from beatsight_assets.audio import write_wav
 from beatsight_assets.manifest import annotate, merge, splits
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources import ingest
 from beatsight_assets.stages import Report
+from beatsight_assets_tests.sources.lake import put_table, put_take, sound
 from beatsight_assets_tests.sources.test_beatmap import SONG
 from beatsight_assets_tests.sources.test_egmd import egmd_tree, groove_tree
 from beatsight_assets_tests.sources.test_slakh import UUID, drum, track
@@ -74,6 +77,37 @@ def test_unequal_playing_is_not_joined(settings: Settings) -> None:
     demo_take(settings, midi.write_midi([*NOTES[:-1], (1_500_000, 38, 1)], pedal=[(0, 90)]), note_map="td11")
     report = split(settings, "groove", "demo")
     assert (report.figures["joined_groups"], report.figures["repeated_content"], report.facts["repeated"]) == (0, 0, [])
+
+
+TICK = np.zeros(40, np.float32)
+TICK[0] = 0.5
+EQUAL_AUDIO = {
+    "a recording": (sound(1), 2),
+    "digital silence": (write_wav(np.zeros(16_000), 8_000), 0),
+    "silence with an offset": (write_wav(np.full(16_000, 0.02), 8_000), 0),
+    "5 ms": (write_wav(TICK, 8_000), 0),
+    "an empty file": (b"", 0),
+    "a download of zeros": (bytes(4_096), 0),
+    "no frames": (write_wav(np.zeros(0), 8_000), 0),
+}
+
+
+@pytest.mark.parametrize("what", list(EQUAL_AUDIO), ids=str)
+def test_equal_audio_joins_only_when_something_is_heard(settings: Settings, what: str) -> None:
+    """Two takes with equal bytes of a recording are one; silence of one length, or what cannot be read, joins nobody and moves nobody."""
+    content, n_joined = EQUAL_AUDIO[what]
+    root = settings.layout.raw("beatsight_demo")
+    for i in range(2):
+        put_take(root, f"t{i}", i)
+        (root / f"audio/t{i}.wav").write_bytes(content)
+    put_table(root, ["t0", "t1"])
+    table = (root / "takes.csv").read_text()
+    (root / "takes.csv").write_text(table.replace("t1,train", "t1,test"))
+    config = settings.datasets["beatsight_demo"].model_copy(update={"max_reject_rate": 1.0})
+    settings.__dict__["datasets"] = settings.datasets | {"beatsight_demo": config}
+    report = split(settings, "demo")
+    assert (report.figures["joined_groups"], report.figures["repeated_content"]) == (n_joined, n_joined // 2)
+    assert split_of(settings) == {"demo:t0": "test" if n_joined else "train", "demo:t1": "test"}
 
 
 def test_a_take_in_groove_and_egmd_shares_its_group_and_is_reported(settings: Settings) -> None:
