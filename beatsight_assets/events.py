@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha1
@@ -627,12 +627,73 @@ def _scan(path: Path) -> pl.LazyFrame:
 
 
 def to_jsonl(frame: pl.DataFrame) -> bytes:
-    """One compact object per line: keys in schema order, null fields left out, extras as an object, floats with at most 6 decimals."""
-    lines = []
-    for row in frame.iter_rows(named=True):
-        row["extras"] = json.loads(row["extras"])
-        lines.append(json.dumps(_compact(row), ensure_ascii=False, separators=(",", ":"), allow_nan=False))
-    return "".join(line + "\n" for line in lines).encode()
+    """One compact object per line: keys in schema order, null fields left out, extras as an object, floats with at most 6 decimals.
+
+    Raises
+    ------
+    InputError `bad-manifest` : extras hold no JSON object
+    """
+    return (json_texts(frame).str.join("\n").item() + "\n").encode() if frame.height else b""
+
+
+def json_texts(frame: pl.DataFrame) -> pl.Series:
+    """The JSON object of each event as text without line ends, made in columns; see `to_jsonl`. Any selection of the event columns will do."""
+    if not frame.height:
+        return pl.Series([], dtype=pl.String)
+    texts = {name: _json_of(frame[name], name) for name in frame.columns}
+    return frame.select(_json_object(texts).alias("line"))["line"]
+
+
+def _json_of(values: pl.Series, name: str) -> pl.Series:
+    """The JSON text of each value of an event column or a field of a component, null where it is null."""
+    if name == "extras":
+        return _mapped(values, _extras_text)
+    if values.dtype == pl.String:
+        if values.str.contains(r'["\\\x00-\x1f\x7f]').any():
+            return _mapped(values, _json_text)
+        return values.to_frame("x").select(pl.concat_str(pl.lit('"'), "x", pl.lit('"')))["literal"]
+    if values.dtype.is_float():
+        if values.is_infinite().any() or values.is_nan().any():
+            raise InputError(f"{name} holds NaN or infinity", code="bad-manifest")
+        return values.cast(pl.Float64).round(6).cast(pl.String)
+    if isinstance(values.dtype, pl.Struct):
+        fields = values.struct.unnest()
+        objects = fields.select(_json_object({f: _json_of(fields[f], f) for f in fields.columns}))["literal"]
+        return objects.set(values.is_null(), None)
+    if isinstance(values.dtype, pl.List):
+        n_items = values.list.len().fill_null(0).to_numpy()
+        items = _json_of(values.explode(empty_as_null=False, keep_nulls=False), name)
+        rows = pl.DataFrame({"row": np.repeat(np.arange(len(values)), n_items), "item": items})
+        joined = rows.group_by("row", maintain_order=True).agg(pl.col("item").str.join(","))["item"]
+        pool = pl.concat([pl.Series("item", [""], dtype=pl.String), joined]).rechunk()
+        inner = pool.gather(np.where(n_items > 0, np.cumsum(n_items > 0), 0))
+        return inner.to_frame("x").select(pl.concat_str(pl.lit("["), "x", pl.lit("]")))["literal"].set(values.is_null(), None)
+    return values.cast(pl.String)  # whole numbers and truth values
+
+
+def _json_object(texts: Mapping[str, pl.Series]) -> pl.Expr:
+    members = [pl.lit(f'"{name}":') + pl.lit(text.rechunk()) for name, text in texts.items()]
+    return pl.concat_str(pl.lit("{"), pl.concat_str(members, separator=",", ignore_nulls=True), pl.lit("}"))
+
+
+def _mapped(values: pl.Series, text_of: Callable[[str], str]) -> pl.Series:
+    """Each text through a function that is called once for equal ones."""
+    found = values.unique().drop_nulls()
+    return values.replace_strict(found, pl.Series([text_of(v) for v in found], dtype=pl.String), default=None, return_dtype=pl.String)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _extras_text(text: str) -> str:
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"extras {text[:80]!r} are no JSON object: {error}", code="bad-manifest") from error
+    return _json_text(_compact(value))
 
 
 def _compact(value: Any) -> Any:
@@ -843,19 +904,3 @@ def sum_counts(rows: Iterable[Mapping[str, int]]) -> dict[str, int]:
     for row in rows:
         total.update(row)
     return {k: total[k] for k in sorted(total) if total[k]}
-
-
-CSV_COLUMNS = ("event_id", "session_id", "source_set", "group_id", "onset_time", "offset_time", "label", "velocity", "dynamic_bucket", "openness",
-               "techniques", "tempo_bpm", "meter", "is_synthetic", "audio_path")  # fmt: skip
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
-
-def to_csv(frame: pl.DataFrame) -> bytes:
-    """One row per hit; a text cell that a spreadsheet would run as a formula gets a leading apostrophe."""
-    event_columns = [c for c in CSV_COLUMNS if c in EVENT_SCHEMA]
-    flat = hits_of(frame, *event_columns).with_columns(pl.col("techniques").list.join(";"), pl.col("is_synthetic").cast(pl.String))
-    texts = [c for c in CSV_COLUMNS if flat.schema[c] == pl.String]
-    guarded = [
-        pl.when(pl.col(c).str.slice(0, 1).is_in(FORMULA_STARTS)).then(pl.lit("'") + pl.col(c)).otherwise(pl.col(c)).alias(c) for c in texts
-    ]
-    return flat.with_columns(guarded).select(CSV_COLUMNS).write_csv().encode()

@@ -277,12 +277,6 @@ def test_validation_names_each_broken_rule() -> None:
     assert {k for k, n in counts.items() if n} == {"onset_range", "negative_is_empty", "techniques_sorted", "metadata_ref"}
 
 
-def test_csv_defuses_formulas() -> None:
-    """A label that a spreadsheet would run gets an apostrophe."""
-    text = events.to_csv(frame_of(("=cmd()", 0, 0.5))).decode()
-    assert "'=cmd()" in text and ",=cmd()" not in text
-
-
 def test_a_repeated_row_is_a_broken_rule() -> None:
     """An id stands for one event: `events validate` counts every row that shares one."""
     frame = frame_of(("kick", 0, 0.5), ("snare", 50_000, 0.5))

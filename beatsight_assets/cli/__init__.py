@@ -36,7 +36,8 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "compare": "What changed between two manifests.",
         "metrics": "Counts and statistics of a manifest.",
         "provenance": "Does every event trace back to files, a licence and an importer?",
-        "export": "Write a manifest as CSV or JSONL."}),
+        "export": "Write a manifest as CSV, JSON, JSONL, Parquet, label track or layers.",
+        "import": "Events from CSV, JSON, JSONL, label tracks or layers."}),
     "health": ("Dataset health.", {
         "report": "Judge the annotated manifest and write JSON and HTML.",
         "compare": "Compare the health report with the blessed baseline.",

@@ -328,29 +328,129 @@ def metrics_command(session: Session, manifest: str, output: Path | None) -> int
     return 0
 
 
-@command("export", help="Write a manifest as JSON lines (one event each) or CSV (one hit each).")
+@command(
+    "export", help="Write a manifest in another form: events as JSON, JSONL or Parquet, hits as CSV; one session as label track or layers."
+)
 @click.argument("manifest")
-@click.option("--output", required=True, type=FILE, help="File to write, replaced whole.")
-@click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), help="By default from the suffix of --output.")
-def export_command(session: Session, manifest: str, output: Path, kind: str | None) -> int:
+@click.option("--output", required=True, type=FILE, help="File to write, replaced whole; svl: the folder of the layers.")
+@click.option("--format", "form", help="csv, json, jsonl, parquet, audacity or svl.  [default: the suffix of --output]")
+@click.option("--columns", help="Only these, separated by commas; for csv, json, jsonl and parquet.")
+@click.option(
+    "--where", "conditions", multiple=True, metavar="COLUMN=VALUE", help="Only events with this value; repeat it to narrow further."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first events.")
+@click.option("--sample-rate", type=click.IntRange(4_000, 384_000), default=44_100, show_default=True, help="Of the audio: frames of svl.")
+def export_command(
+    session: Session,
+    manifest: str,
+    output: Path,
+    form: str | None,
+    columns: str | None,
+    conditions: tuple[str, ...],
+    limit: int | None,
+    sample_rate: int,
+) -> int:
+    import polars as pl
+
     from beatsight_assets import events
+    from beatsight_assets.manifest import forms
     from beatsight_assets.store import Store
 
-    frame = events.read_events(manifest_path(session.settings, manifest))
-    if frame.height == 0:
-        raise NothingToDo(f"{manifest} holds no event; nothing was written", code="nothing-to-do")
-    kind = kind or output.suffix.lstrip(".")
-    if kind not in ("jsonl", "csv"):
-        raise ConfigError.unknown_choice("format", kind, ("jsonl", "csv"), where="--format")
-    data = events.to_jsonl(frame) if kind == "jsonl" else events.to_csv(frame)
-    path = session.settings.user_output(output)
-    receipt = Store(path.parent, remember=False).publish(path, data)
-    emit(
-        session,
-        {"events": frame.height, "bytes": receipt.n_bytes, "sha256": receipt.sha256},
-        f"{frame.height:,} events -> {output} ({receipt.n_bytes:,} bytes)",
+    form = form or output.suffix.lstrip(".")
+    if form not in forms.EXPORTS:
+        raise ConfigError.unknown_choice("format", form, forms.EXPORTS, where="--format")
+    target = session.settings.user_output(output)
+    source = manifest_path(session.settings, manifest)
+    known = forms.CSV_COLUMNS if form == "csv" else () if form in ("audacity", "svl") else tuple(events.EVENT_SCHEMA)
+    wanted = tuple(c.strip() for c in columns.split(",")) if columns is not None else known
+    for name in wanted:
+        if name not in known:
+            raise ConfigError.unknown_choice("column", name, known, where="--columns")
+    keep = [forms.condition(text) for text in conditions]
+    table = events.Manifest(source)
+    rows = table.table.filter(keep) if keep else table.table
+    chosen = events.Manifest((rows if limit is None else rows.head(limit)).collect()) if keep or limit else table
+    if not chosen.n_rows:
+        raise NothingToDo(f"{manifest} holds no{' such' if keep else ''} event; nothing was written", code="nothing-to-do")
+    splits = session.settings.layout.splits
+    groups = pl.read_parquet(splits) if source == session.settings.layout.annotated and splits.is_file() else None
+    receipts = forms.export(
+        Store(target if form == "svl" else target.parent, remember=False), target, chosen, form, wanted, groups, sample_rate
     )
+    report = {
+        "events": chosen.n_rows,
+        "format": form,
+        "files": [{"path": str(r.path), "bytes": r.n_bytes, "sha256": r.sha256} for r in receipts],
+    }
+    emit(session, report, "\n".join([f"{chosen.n_rows:,} events", *(f"-> {r.path} ({r.n_bytes:,} bytes)" for r in receipts)]))
     return 0
+
+
+@command("import", help="Events from another form: a CSV or JSON of `export`, an Audacity label track, layers of Sonic Visualiser.")
+@click.argument("file", type=FILE)
+@click.option("--source-set", required=True, help="Dataset of rows that name none; rows of another are refused.")
+@click.option("--output", type=FILE, help=OUTPUT_HELP + "  [default: events/<source-set>.parquet of the data root]")
+@click.option("--format", "form", help="csv, json, jsonl, audacity or svl.  [default: the suffix of FILE; .txt is audacity]")
+@click.option("--audio", type=FILE, help="Recording that a label track or layers belong to; its content is their group.")
+@click.option("--session", "session_id", help="Name of their session.  [default: the name of the audio, else of FILE]")
+@click.option("--dry-run", is_flag=True, help="Count, write nothing.")
+def import_command(
+    session: Session,
+    file: Path,
+    source_set: str,
+    output: Path | None,
+    form: str | None,
+    audio: Path | None,
+    session_id: str | None,
+    dry_run: bool,
+) -> int:
+    from beatsight_assets import events
+    from beatsight_assets.manifest import forms
+    from beatsight_assets.store import Store, is_plain_path
+    from beatsight_assets.taxonomy import Taxonomy
+
+    settings = session.settings
+    suffix = file.suffix.lower().lstrip(".")
+    form = form or {"txt": "audacity", "": "svl" if file.is_dir() else ""}.get(suffix, suffix)
+    if form not in forms.IMPORTS:
+        raise ConfigError.unknown_choice("format", form, forms.IMPORTS, where="--format")
+    if (audio or session_id) and form not in ("audacity", "svl"):
+        raise ConfigError(f"--audio and --session go with label tracks and layers; {form} names its sessions", code="bad-option")
+    if not is_plain_path(source_set) or "/" in source_set:
+        raise ConfigError("a name of letters, digits, - and _ is due", code="bad-option", where="--source-set")
+    if output is None and source_set in settings.datasets:
+        raise ConfigError(
+            f"{source_set} is read by `beatsight source ingest`. Give --output FILE or another --source-set", code="would-overwrite"
+        )
+    target = manifest_target(session, output) if output else settings.layout.events(source_set)
+    quarantine = target.with_name(f"{target.stem}.quarantine.parquet") if output else settings.layout.quarantine(source_set)
+    if audio is not None and not audio.is_file():
+        raise InputError(f"{audio} does not exist", code="missing-input", where="--audio")
+    taxonomy = Taxonomy.load(settings)
+    found = forms.read_form(file, forms.ImportOptions(source_set, form, audio, session_id), taxonomy)
+    counts, problems = events.find_violations(found.events, taxonomy)
+    broken = {rule: n for rule, n in counts.items() if n}
+    refused = found.quarantine
+    report: dict[str, Any] = {
+        "rows": found.n_read,
+        "events": found.events.height,
+        "unknown_labels": events.unknown_labels(found.events, taxonomy),
+        "refused": refused.to_dicts(),
+        "broken": broken,
+        "problems": [vars(v) for v in problems],
+    }
+    lines = [f"{found.n_read:,} rows, {found.events.height:,} events, {refused.height:,} rows refused"]
+    lines += [f"  unknown label {label}: {n:,} hits" for label, n in report["unknown_labels"].items()]
+    lines += [f"  {row['code']}: {row['message']}" for row in refused.head(20).iter_rows(named=True)]
+    lines += [f"  row {v.row}: {v.field} is {v.value[:80]} ({v.rule})" for v in problems]
+    is_good = bool(found.events.height) and not broken
+    if not dry_run and refused.height:
+        Store(quarantine.parent, remember=False).publish_frame(quarantine, refused)
+        report["quarantine"] = str(quarantine)
+    if is_good and not dry_run:
+        report = _written(session, target, found.events, report)
+    emit(session, report, "\n".join([*lines, _where(target if is_good and not dry_run else None) if is_good else "nothing was written"]))
+    return 0 if is_good and not refused.height else 1
 
 
 @command("provenance", help="Does every event of a manifest trace back to files, a licence and an importer?")

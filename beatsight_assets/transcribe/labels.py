@@ -6,76 +6,30 @@ Belongs here: the two text-editor and sequencer forms of `spec/bundle.md` sectio
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
-from decimal import ROUND_HALF_UP, Decimal
 
 from beatsight_assets import midi
 from beatsight_assets.errors import InputError
-from beatsight_assets.events import CLOSED_PEDAL, DAY_S
+from beatsight_assets.events import CLOSED_PEDAL
+from beatsight_assets.manifest import forms
 from beatsight_assets.sources.performance import read_performance
-from beatsight_assets.store import UNPRINTABLE, printable
+from beatsight_assets.store import printable
 from beatsight_assets.taxonomy import HIHATS_WITH_OPENNESS, Taxonomy
 from beatsight_assets.transcribe import Hit
 
 NOTE_MAP = "beatsight"
 TICKS_PER_QUARTER = 960
 UNKNOWN_VELOCITY = 64  # of a hit without velocity: MIDI has no way to say so
-SECONDS = re.compile(r"\d{1,6}(?:\.\d{1,18})?")
 
 
 def write_labels(hits: Sequence[Hit]) -> bytes:
-    """An Audacity label track: one point label per hit, `<start>\\t<end>\\t<label>` with 6 decimals, sorted; exact to 1 us.
-
-    Raises
-    ------
-    InputError `bad-label` : a label holds a tab, a line end or another control character
-    """
-    lines = []
-    for onset_us, label in sorted((h.onset_us, h.label) for h in hits):
-        if not label or any(unicodedata.category(c) in UNPRINTABLE for c in label):
-            raise InputError(f"label {printable(label)[:80]!r} cannot stand in a label track", code="bad-label")
-        at = f"{onset_us // 1_000_000}.{onset_us % 1_000_000:06d}"
-        lines.append(f"{at}\t{at}\t{label}\n")
-    return "".join(lines).encode()
+    """An Audacity label track; see `forms.label_track`."""
+    return forms.label_track([(h.onset_us, h.label) for h in hits])
 
 
 def read_labels(content: bytes, taxonomy: Taxonomy, *, where: str = "") -> list[Hit]:
-    """Hits of an Audacity label track; a region counts from its start, aliases become components, other labels stay as they are.
-
-    Lines that start with a backslash (the frequencies of a spectral selection) belong to the label before them and are skipped.
-
-    Raises
-    ------
-    InputError `bad-label` : not UTF-8, not three fields, a time that is no number below 24 h; `where` names the line
-    """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        n_lines = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"not UTF-8: {error.reason}", code="bad-label", where=f"{where}:{n_lines}") from error
-    hits = []
-    for number, line in enumerate(text.split("\n"), 1):
-        fields = line.rstrip("\r").split("\t", 2)
-        if not line.strip() or line.startswith("\\"):
-            continue
-        place = f"{where}:{number}"
-        if len(fields) != 3 or not fields[2].strip():
-            raise InputError("a line is start, end and label with a tab between them", code="bad-label", where=place)
-        start_us, end_us = (_microseconds(f.strip(), place) for f in fields[:2])
-        if end_us < start_us:
-            raise InputError(f"the label ends at {fields[1]} s, before its start at {fields[0]} s", code="bad-label", where=place)
-        name = printable(fields[2].strip())
-        label, variant = taxonomy.canonical(name) or (name, None)
-        hits.append(Hit(start_us, label, None, None, variant))
-    return sorted(hits, key=lambda h: (h.onset_us, h.label))
-
-
-def _microseconds(text: str, where: str) -> int:
-    if not SECONDS.fullmatch(text) or Decimal(text) >= Decimal(int(DAY_S)):
-        raise InputError(f"time {printable(text)[:40]!r} is not a number of seconds below 86,400", code="bad-label", where=where)
-    return int((Decimal(text) * 1_000_000).to_integral_value(ROUND_HALF_UP))
+    """Hits of an Audacity label track; see `forms.read_label_track`."""
+    return [Hit(us, voice.label, None, None, voice.variant) for us, voice in forms.read_label_track(content, taxonomy, where=where)]
 
 
 def write_midi(

@@ -217,3 +217,73 @@ def test_openness_by_a_curve(tmp_path: Path, ran: Ran) -> None:
     (tmp_path / "c.json").write_text('{"vendors": {"V": {"M": {"breakpoints": []}}}}')
     assert ran("openness", source, "--curves", tmp_path / "c.json", "--output", out)[0] == 2
     assert isinstance(read_events(out), pl.DataFrame)
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet", "txt", "svl"])
+def test_export_and_import_are_inverse(tmp_path: Path, ran: Ran, form: str) -> None:
+    """Every form by its suffix, there and back: equal ids, onsets and labels; the same bytes on a second export."""
+    rows = [event(i * 0.3125, hit("kick", 0.5), hit("ride_bow", 0.25), session="s.wav", source="own") for i in range(20)]
+    source = manifest(tmp_path / "a.parquet", *rows)
+    for name in ("one", "two"):
+        code, found = ran(
+            "export",
+            source,
+            "--output",
+            tmp_path / f"{name}.{form}",
+            "--sample-rate",
+            48_000,
+            *(["--format", "audacity"] if form == "txt" else []),
+        )
+        assert code == 0 and found["events"] == 20, found
+    ours = [(tmp_path / n).read_bytes() if (tmp_path / n).is_file() else None for n in (f"one.{form}", f"two.{form}")]
+    assert ours[0] == ours[1]
+    if form != "parquet":
+        named = ["--session", "s.wav"] if form in ("txt", "svl") else []
+        code, found = ran("import", tmp_path / f"one.{form}", "--source-set", "own", *named, "--output", tmp_path / "back.parquet")
+        assert code == 0 and (found["events"], found["refused"], found["broken"]) == (20, [], {}), found
+    back = read_events(tmp_path / ("one.parquet" if form == "parquet" else "back.parquet"))
+    assert back["event_id"].to_list() == [r["event_id"] for r in rows]
+    assert back["onset_time"].to_list() == [r["onset_time"] for r in rows]
+    assert [[c["label"] for c in cs] for cs in back["components"].to_list()] == [["kick", "ride_bow"]] * 20
+
+
+def test_export_narrows_by_column_value_and_number(tmp_path: Path, ran: Ran) -> None:
+    """--where, --limit and --columns; a name that no column has is exit 2, no such event exit 1, two sessions in one track exit 3."""
+    source = manifest(tmp_path / "a.jsonl", *(event(float(i), "kick", session=s) for s in ("a.mid", "b.mid") for i in range(4)))
+    out = tmp_path / "out.csv"
+    assert ran("export", source, "--output", out, "--where", "session_id=b.mid", "--limit", "3", "--columns", "onset_time,label")[0] == 0
+    assert out.read_text() == "onset_time,label\n0.0,kick\n1.0,kick\n2.0,kick\n"
+    assert ran("export", source, "--output", out, "--where", "session_id=b.mid", "--where", "is_synthetic=true")[0] == 1
+    for wrong in (["--where", "colour=red"], ["--where", "red"], ["--columns", "colour"], ["--format", "xls"]):
+        assert ran("export", source, "--output", out, *wrong)[0] == 2, wrong
+    assert ran("export", source, "--format", "audacity", "--output", tmp_path / "a.txt")[0] == 3 and not (tmp_path / "a.txt").exists()
+
+
+def test_import_sets_bad_rows_aside(tmp_path: Path, data_root: Path, ran: Ran) -> None:
+    """The good rows are the events, the bad one a quarantine row that `quarantine list` shows; exit 1. A dataset's table is not replaced."""
+    (tmp_path / "a.csv").write_text("session_id,onset_time,label\ns,0.5,kick\ns,soon,kick\ns,1.5,gong\n")
+    code, found = ran("import", tmp_path / "a.csv", "--source-set", "own")
+    assert code == 1 and (found["events"], found["unknown_labels"], len(found["refused"])) == (2, {"gong": 1}, 1)
+    assert read_events(data_root / "events/own.parquet")["onset_time"].to_list() == [0.5, 1.5]
+    assert pl.read_parquet(data_root / "quarantine/own.parquet")["message"].to_list() == [
+        "line 3: onset_time 'soon' is no number within 0 .. 86,400 s"
+    ]
+    assert "would-overwrite" in ran("import", tmp_path / "a.csv", "--source-set", "mdb_drums")[1]["error"]
+    assert ran("import", tmp_path / "a.csv", "--source-set", "own", "--audio", tmp_path / "a.csv")[0] == 2
+    (tmp_path / "b.csv").write_text("session_id,onset_time,label\ns,soon,kick\n")
+    assert ran("import", tmp_path / "b.csv", "--source-set", "other")[0] == 1 and not (data_root / "events/other.parquet").exists()
+
+
+def test_imported_labels_are_grouped_by_their_audio(tmp_path: Path, ran: Ran) -> None:
+    """Labels made in an editor belong to the recording by its content: a copy of it under another name is the same group."""
+    (tmp_path / "a.txt").write_text("0.5\t0.6\tSnare Drum\n1.000001\t1.000001\tbd\n")
+    for name in ("one.wav", "two.wav"):
+        (tmp_path / name).write_bytes(b"sound")
+        assert (
+            ran("import", tmp_path / "a.txt", "--source-set", "own", "--audio", tmp_path / name, "--output", tmp_path / f"{name}.jsonl")[0]
+            == 0
+        )
+    one, two = (read_events(tmp_path / f"{name}.jsonl") for name in ("one.wav", "two.wav"))
+    assert one["group_id"].to_list() == two["group_id"].to_list() and one["group_id"][0].startswith("audio:")
+    assert one["session_id"].to_list() == ["one.wav"] * 2 and one["onset_time"].to_list() == [0.5, 1.000001]
+    assert [c[0]["label"] for c in one["components"].to_list()] == ["snare", "kick"]
