@@ -333,7 +333,7 @@ def test_an_export_leaves_nothing_else_in_the_folder(suffix: str, beatsight: Bea
 def test_an_unknown_form_of_export_is_wrong_usage(beatsight: Beatsight, data: Path, tmp_path: Path) -> None:
     """`--output x.doc` names the forms there are and writes nothing."""
     ended = beatsight("events", "export", "merged", "--output", str(tmp_path / "out" / "x.doc"))
-    assert ended.code == 2 and "csv, jsonl" in ended.err
+    assert ended.code == 2 and "csv, json, jsonl" in ended.err
     assert not (tmp_path / "out").exists()
 
 
