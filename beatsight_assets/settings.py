@@ -18,10 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from beatsight_assets import safeyaml
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.store import Store, contain, is_plain_path, printable
+from beatsight_assets.workers import require_kind
 
 PROFILES = ("demo", "dev", "prod")
 SHIPPED_CONFIGS = next(p for p in (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs") if p.is_dir())
-EXECUTORS = ("inline", "processes")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -327,9 +327,7 @@ def load_settings(data_root: str | Path | None = None, profile: str | None = Non
     name = profile or env.get("BEATSIGHT_PROFILE") or "dev"
     if name not in PROFILES:
         raise ConfigError.unknown_choice("profile", name, PROFILES, where="--profile or BEATSIGHT_PROFILE")
-    executor = env.get("BEATSIGHT_EXECUTOR") or "inline"
-    if executor not in EXECUTORS:
-        raise ConfigError.unknown_choice("executor", executor, EXECUTORS, where="BEATSIGHT_EXECUTOR")
+    executor = require_kind(env.get("BEATSIGHT_EXECUTOR") or "inline", where="BEATSIGHT_EXECUTOR")
     workers = env.get("BEATSIGHT_WORKERS") or str(os.cpu_count() or 1)
     if not workers.isdecimal() or int(workers) < 1:
         raise ConfigError(f"BEATSIGHT_WORKERS is {workers!r}; it must be a whole number of at least 1", code="bad-option")

@@ -99,7 +99,7 @@ def test_no_data_root_says_how_to_set_one() -> None:
 
 BAD_ENVIRONMENT = {
     "profile": ({"BEATSIGHT_PROFILE": "prd"}, "unknown-choice: profile is 'prd'; it must be one of demo, dev, prod. Did you mean prod?"),
-    "executor": ({"BEATSIGHT_EXECUTOR": "dask"}, "unknown-choice: executor is 'dask'; it must be one of inline, processes."),
+    "executor": ({"BEATSIGHT_EXECUTOR": "dask"}, "unknown-choice: executor is 'dask'; it must be one of dask:ADDRESS, inline, processes."),
     "no workers": ({"BEATSIGHT_WORKERS": "0"}, "bad-option: BEATSIGHT_WORKERS is '0'"),
     "minus one worker": ({"BEATSIGHT_WORKERS": "-1"}, "bad-option: BEATSIGHT_WORKERS is '-1'"),
     "half a worker": ({"BEATSIGHT_WORKERS": "1.5"}, "bad-option: BEATSIGHT_WORKERS is '1.5'"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from beatsight_assets import clock, units, workers
+from beatsight_assets import clock, units
 from beatsight_assets.errors import ConfigError, StoreError
 from beatsight_assets.workers import IN_FLIGHT_PER_WORKER, THREAD_VARIABLES, executor, ordered_map
 
@@ -129,9 +129,15 @@ def test_workers_use_one_thread_each_and_leave_our_environment_alone(monkeypatch
 
 
 def test_an_unknown_executor_is_named_with_its_choices() -> None:
-    """ConfigError unknown-choice with the nearest word."""
-    with pytest.raises(ConfigError, match=r"must be one of inline, processes\. Did you mean processes\?"), executor("process", 2):
+    """ConfigError unknown-choice with the nearest word; Dask without an address is no executor."""
+    with (
+        pytest.raises(ConfigError, match=r"must be one of dask:ADDRESS, inline, processes\. Did you mean processes\?"),
+        executor("process", 2),
+    ):
         pass
+    for kind in ("dask", "dask:"):
+        with pytest.raises(ConfigError, match="unknown-choice"), executor(kind, 2):
+            pass
 
 
 PARENT = """
@@ -171,10 +177,3 @@ def test_children_die_with_the_parent() -> None:
     for pid in orphans:
         os.kill(pid, signal.SIGKILL)
     assert are_gone, f"{orphans} outlived their parent"
-
-
-def test_the_kinds_are_those_that_settings_accept() -> None:
-    """One list of executors: what settings let through is what workers can start."""
-    from beatsight_assets.settings import EXECUTORS
-
-    assert workers.KINDS == EXECUTORS

@@ -13,9 +13,10 @@ import click
 
 from beatsight_assets import clock, store
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
-from beatsight_assets.settings import EXECUTORS, PROFILES, Settings, load_settings
+from beatsight_assets.settings import PROFILES, Settings, load_settings
 from beatsight_assets.stages import Progress, Report
 from beatsight_assets.verdict import shown
+from beatsight_assets.workers import DASK, require_kind
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,9 +58,10 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]
             settings = load_settings(data_root or outer.get("data_root"), profile or outer.get("profile"))
             changes: dict[str, Any] = {}
             if workers is not None:
-                changes |= {"n_workers": workers, "executor": executor or ("processes" if workers > 1 else "inline")}
-            elif executor is not None:
-                changes["executor"] = executor
+                local = settings.executor if settings.executor.startswith(DASK) else "processes" if workers > 1 else "inline"
+                changes |= {"n_workers": workers, "executor": local}
+            if executor is not None:
+                changes["executor"] = require_kind(executor, where="--executor")
             if changes:
                 from dataclasses import replace
 
@@ -74,7 +76,11 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]
             click.Option(["--quiet"], is_flag=True, help="No progress lines."),
             click.Option(["--report"], metavar="FILE", help="Also write the report there as JSON."),
             click.Option(["--workers"], type=click.IntRange(1, 256), help="Worker processes; results do not depend on it."),
-            click.Option(["--executor"], type=click.Choice(EXECUTORS), help="Where independent items run."),
+            click.Option(
+                ["--executor"],
+                metavar="inline|processes|dask:ADDRESS",
+                help="Where independent items run; results do not depend on it [env BEATSIGHT_EXECUTOR].",
+            ),
         ]
         return wrapped
 
