@@ -70,7 +70,10 @@ def scan_command(session: Session, name: str, roots: tuple[Path, ...]) -> int:
     type=click.Path(path_type=Path),
     help="Read from this folder instead of the configured ones; repeat it for parts of a dataset, or for where its audio lies.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N recordings: for a look, not for training.")
+@click.option("--inventory-only", is_flag=True, help="Of a multitrack archive write reports/ingest/<name>_inventory.jsonl and no events.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Only the first N recordings, of an inventory N sessions: for a look, not for training."
+)
 @click.option("--no-hash-audio", is_flag=True, help="Know audio by size and time of change: its sha256 in provenance stays empty.")
 @click.option("--license-ref", metavar="TEXT", help="Licence to note in provenance instead of the dataset's own.")
 def ingest_command(
@@ -78,11 +81,12 @@ def ingest_command(
     names: tuple[str, ...],
     every: bool,
     roots: tuple[Path, ...],
+    inventory_only: bool,
     limit: int | None,
     no_hash_audio: bool,
     license_ref: str | None,
 ) -> int:
-    from beatsight_assets.sources import find_root, ingest
+    from beatsight_assets.sources import find_root, ingest, take_inventory
 
     settings = session.settings
     if every:
@@ -92,6 +96,9 @@ def ingest_command(
             "name a dataset, or give --all with at least one raw folder present. See: beatsight source list", code="no-dataset"
         )
     settings = _with_roots(settings, names, roots)
+    if inventory_only:
+        listed = (take_inventory(settings, n, limit=limit, hash_audio=not no_hash_audio, progress=session.progress) for n in names)
+        return finish(session, *listed)
     found = (
         ingest(settings, name, limit=limit, hash_audio=not no_hash_audio, license_ref=license_ref, progress=session.progress)
         for name in names

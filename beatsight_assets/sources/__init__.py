@@ -5,6 +5,8 @@ A source module has, in this order: a docstring (layout, labels, group, traps), 
     scan(root, options) -> Iterator[Recording | Rejected | Skipped]   which recordings there are; reads tables, not takes
     read(root, recording, taxonomy, options) -> Reading | Rejected   one take's hits and facts
 
+A module of multitrack sessions may also have `session_folder(path, rules)`: its ingest then writes an inventory (`inventory`).
+
 `read` opens the recording's own `files`, and no other candidate (file with one of `SOURCE.suffixes`). A change of any other file has
 every recording read again, so files that only `scan` reads stand in `SOURCE.tables`. Walking, hashing, workers, batching, quarantine, publishing and the report are shared
 (`pipeline`). Adding a dataset is one module, one entry in configs/datasets.yaml and its tests.
@@ -12,7 +14,16 @@ every recording read again, so files that only `scan` reads stand in `SOURCE.tab
 
 from __future__ import annotations
 
-from beatsight_assets.sources.pipeline import PROVENANCE_SCHEMA, QUARANTINE_SCHEMA, VERSION, ingest, module_options, scan, source_module
+from beatsight_assets.sources.pipeline import (
+    PROVENANCE_SCHEMA,
+    QUARANTINE_SCHEMA,
+    VERSION,
+    ingest,
+    module_options,
+    scan,
+    source_module,
+    take_inventory,
+)
 from beatsight_assets.sources.trees import (
     IGNORED_NAMES,
     IGNORED_SUFFIXES,
@@ -56,4 +67,5 @@ __all__ = [
     "read_state",
     "scan",
     "source_module",
+    "take_inventory",
 ]

@@ -29,6 +29,7 @@ from beatsight_assets import audio, events, store, workers
 from beatsight_assets.errors import BeatSightError, ConfigError, NothingToDo
 from beatsight_assets.events import Hits
 from beatsight_assets.settings import Settings
+from beatsight_assets.sources import inventory
 from beatsight_assets.sources.trees import FileState, Tree, find_roots
 from beatsight_assets.sources.types import AUDIO_SUFFIXES, Reading, Recording, Rejected, Skipped, Source, SourceModule
 from beatsight_assets.stages import Outcome, Progress, Report, Table, is_intact, read_receipt, run_stage, silent
@@ -196,6 +197,34 @@ def ingest(
     return run_stage(
         settings, "events", partition=source_set, version=VERSION, options=options, parents=(), work=lambda: work.run(progress)
     )
+
+
+def take_inventory(
+    settings: Settings, name: str, *, limit: int | None = None, hash_audio: bool = True, progress: Progress = silent
+) -> Report:
+    """Every track of a multitrack archive over all its roots, without reading a row of events; `ingest` writes the same list.
+
+    Parameters
+    ----------
+    limit : only the first sessions of each root
+
+    Raises
+    ------
+    ConfigError `bad-option` : the dataset's module does not say which folder is a session; `unknown-choice`, `missing-root`
+    NothingToDo `no-recordings`
+    """
+    source_set, _ = settings.dataset(name)
+    work, meaning = _prepare(settings, source_set, hash_audio=hash_audio)
+    if (folder_of := inventory.folder_rule(work.module)) is None:
+        raise ConfigError(f"{source_set} has no session folders to list", code="bad-option", where="--inventory-only")
+
+    def made() -> Outcome:
+        progress(f"{source_set}: listing {sum(len(tree.files) for tree in work.trees):,} files below {len(work.trees)} root(s)")
+        rows = inventory.list_sessions(settings, folder_of, work.options, work.trees, hash_audio=hash_audio, limit=limit)
+        return inventory.outcome(settings, source_set, rows)
+
+    options = {**meaning, "listing": [t.digest for t in work.trees], "limit": limit}
+    return run_stage(settings, "inventory", partition=source_set, version=VERSION, options=options, parents=(), work=made)
 
 
 def _prepare(
@@ -608,6 +637,10 @@ class _Ingest:
         outputs.append(
             ("report", settings.store.publish_json(settings.layout.report("ingest", f"{self.source_set}.json"), report).path, None)
         )
+        if (folder_of := inventory.folder_rule(self.module)) is not None:
+            hash_audio = bool(self.meaning["hash_audio"])
+            rows = inventory.list_sessions(settings, folder_of, self.options, self.trees, hash_audio=hash_audio, limit=self.limit)
+            outputs.append(inventory.publish(settings, self.source_set, rows))
         figures["yardstick_events"] = _yardstick(settings, self.source_set, tally.n_events)
         verdict = self._judge(found, provenance, figures, issues, note_ons, damaged, unexplained if self.limit is None else [], outputs)
         return Outcome(

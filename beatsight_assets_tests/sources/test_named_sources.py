@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from beatsight_assets.sources import (
     medleydb,
     musdb,
     signaturesounds,
+    take_inventory,
     telefunken,
 )
 from beatsight_assets.stages import Report
@@ -166,6 +168,49 @@ def test_cambridge_sessions_in_two_folders(settings: Settings, tmp_path: Path) -
     ingest(many, "cambridge")
     assert rows(settings, "cambridge_multitrack")["session_id"].to_list() == ["X_Y/01_Kick.wav", "X_Y/02_Snare.wav", "Z_Z/01_Kick.wav"]
     assert list(refusals(settings, "cambridge_multitrack").values()) == ["duplicate-session"]
+
+
+def test_cambridge_inventory_lists_every_track_of_every_folder(settings: Settings, tmp_path: Path) -> None:
+    """Over two folders each track once per place: label, the word that decided, seconds, sha256. The ingest writes the same list."""
+    roots = [tmp_path / "a", tmp_path / "b"]
+    kick, sounds = sound(seed=1), {"02_BassDI.wav": sound(seed=2), "30_Owl.wav": sound(seed=3), "08_KickSnare.wav": b"RIFF nothing"}
+    for root in roots:
+        put(root, "Rock/A_Song_Full/Close/01_Kick.wav", kick)
+    for name, content in sounds.items():
+        put(roots[0], f"Rock/A_Song_Full/{name}", content)
+    put(roots[1], "B_Tune/OH L.flac")
+    config = settings.datasets["cambridge_multitrack"].model_copy(update={"roots": tuple(map(str, roots))})
+    many = replace(settings)
+    many.__dict__["datasets"] = settings.datasets | {"cambridge_multitrack": config}
+    report = take_inventory(many, "cambridge")
+    path = settings.layout.report("ingest", "cambridge_inventory.jsonl")
+    content = path.read_bytes()
+    found = [json.loads(line) for line in content.splitlines()]
+    assert [(r["session_id"], r["root"], len(r["stems"])) for r in found] == [
+        ("Rock/A_Song_Full", 1, 4),
+        ("B_Tune", 2, 1),
+        ("Rock/A_Song_Full", 2, 1),
+    ]
+    folder = "Rock/A_Song_Full"
+    assert [tuple(s[k] for k in ("path", "label", "rule", "seconds", "sha256")) for s in found[0]["stems"]] == [
+        (f"{folder}/02_BassDI.wav", None, "not_drums: bass", 0.5, sha256(sounds["02_BassDI.wav"]).hexdigest()),
+        (f"{folder}/08_KickSnare.wav", None, "ambiguous-file-name: kick + snare", None, sha256(b"RIFF nothing").hexdigest()),
+        (f"{folder}/30_Owl.wav", None, "unknown-label", 0.5, sha256(sounds["30_Owl.wav"]).hexdigest()),
+        (f"{folder}/Close/01_Kick.wav", "kick", "kick", 0.5, sha256(kick).hexdigest()),
+    ]
+    assert report.figures == {"sessions": 2, "stems": 6, "drums": 3, "hashed": 6, "unreadable": 1, "in_two_roots": 1, "in_two_roots_differing": 0, "hours": round(2.5 / 3600, 4)}  # fmt: skip
+    assert report.facts["labels"] == {"kick": 2, "drum_mix": 1} and report.facts["not_drums"] == {"not_drums: bass": 1}
+    assert not settings.layout.events("cambridge_multitrack").exists() and take_inventory(many, "cambridge").reused
+    path.unlink()
+    assert ingest(many, "cambridge").output("inventory").path.endswith("cambridge_inventory.jsonl") and path.read_bytes() == content
+    take_inventory(many, "cambridge", hash_audio=False, limit=1)
+    assert [(r["session_id"], {s["sha256"] for s in r["stems"]}) for r in map(json.loads, path.read_text().splitlines())] == [
+        (folder, {None}),
+        ("B_Tune", {None}),
+    ]
+    with pytest.raises(ConfigError, match="no session folders"):
+        put(settings.layout.raw("musdb18_hq"), "train/A - B/drums.wav")
+        take_inventory(settings, "musdb")
 
 
 def test_one_song_has_one_group_in_four_datasets(tmp_path: Path) -> None:
