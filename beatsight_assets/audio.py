@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +188,23 @@ def write_wav(samples: NDArray[np.floating | np.int16], rate_hz: int) -> bytes:
 
 def _decode(path: Path, take: Callable[[NDArray[np.float32]], None], *, silent_ok: bool) -> AudioInfo:
     """Hand every block [shape=(n, n_channels)] to `take` and judge what was read."""
+    blocks = read_blocks(path, silent_ok=silent_ok)
+    while True:
+        try:
+            block = next(blocks)
+        except StopIteration as end:
+            info: AudioInfo = end.value
+            return info
+        take(block)
+
+
+def read_blocks(path: Path, *, silent_ok: bool = False) -> Generator[NDArray[np.float32], None, AudioInfo]:
+    """Every block of a file, float32 [shape=(n, n_channels)], full scale 1; what was read is judged after the last one.
+
+    Raises
+    ------
+    AudioError : as `probe`, also after the last block: until then nothing of what was read may be used
+    """
     if not path.is_file():
         raise AudioError("there is no such file, or it is a folder, a FIFO or a device", code="unreadable-audio", where=path.name)
     n_bytes = path.stat().st_size
@@ -206,7 +223,7 @@ def _decode(path: Path, take: Callable[[NDArray[np.float32]], None], *, silent_o
                 if not math.isfinite(block_peak):
                     raise AudioError(f"NaN or infinity among the first {n_read:,} samples", code="non-finite-audio", where=path.name)
                 _check_header(path, rate_hz, n_channels, n_read)
-                take(block)
+                yield block
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError, MemoryError) as error:
         # libsndfile's text repeats the absolute path of the file; what follows the last colon is its reason.
         reason = str(error).rpartition(": ")[2]
@@ -234,6 +251,54 @@ def _check_header(path: Path, rate_hz: int, n_channels: int, n_frames: int) -> N
         raise AudioError(message, code="unreadable-audio", where=path.name)
     if n_frames > MAX_HOURS * 3600 * rate_hz:
         raise AudioError(f"{n_frames / rate_hz / 3600:.1f} h; at most {MAX_HOURS:.0f} h are read", code="resource-limit", where=path.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PcmPlace:
+    """Where the samples of a plain 16-bit PCM wav file lie."""
+
+    offset_bytes: int
+    n_frames: int
+    n_channels: int
+    rate_hz: int
+
+
+def pcm16_place(path: Path) -> PcmPlace | None:
+    """Place of the samples of a little-endian 16-bit PCM wav that is all there and within the limits; None for any other file."""
+    if not path.is_file():
+        return None
+    form = b""
+    with open_regular(path) as handle:
+        magic = handle.read(12)
+        if magic[:4] != b"RIFF" or magic[8:] != b"WAVE":
+            return None
+        position, n_bytes = 12, os.fstat(handle.fileno()).st_size
+        while len(head := os.pread(handle.fileno(), 8, position)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"fmt ":
+                form = os.pread(handle.fileno(), 16, position + 8)
+            if head[:4] == b"data":
+                break
+            position += 8 + size + (size & 1)
+        else:
+            return None
+    tag, n_channels, rate_hz = (int.from_bytes(form[i:j], "little") for i, j in ((0, 2), (2, 4), (4, 8)))
+    frame_bytes, bits = int.from_bytes(form[12:14], "little"), int.from_bytes(form[14:16], "little")
+    n_frames = size // (2 * n_channels) if n_channels else 0
+    is_plain = tag == 1 and bits == 16 and frame_bytes == 2 * n_channels and size == n_frames * frame_bytes
+    is_whole = 0 < n_frames <= MAX_HOURS * 3600 * rate_hz and position + 8 + size <= n_bytes
+    if not (is_plain and is_whole and RATE_RANGE_HZ[0] <= rate_hz <= RATE_RANGE_HZ[1] and n_channels <= MAX_CHANNELS):
+        return None
+    return PcmPlace(position + 8, n_frames, n_channels, rate_hz)
+
+
+def promised_share(path: Path) -> float:
+    """Bytes of sound that the header of a wav or aiff file announces over those that are there, 1 for other containers and unreadable ones."""
+    try:
+        container = str(soundfile.info(str(path)).format)
+    except (soundfile.SoundFileError, RuntimeError, TypeError, OSError):
+        return 1.0
+    return _promised_share(path, container, path.stat().st_size)
 
 
 def _promised_share(path: Path, container: str, n_bytes: int) -> float:

@@ -874,17 +874,18 @@ def hits_with_onsets(frame: pl.DataFrame) -> pl.DataFrame:
 
     A hit's own onset is that of its event plus its entry of `offsets_us`, where the event has them.
     """
-    offsets = pl.col("extras").str.json_path_match("$.offsets_us")
-    events = frame.filter(~pl.col("negative_example")).with_columns(
-        offset_us=pl.when(offsets.is_null())
-        .then(pl.col("components").list.eval(pl.lit(0, dtype=pl.Int64)))
-        .otherwise(
-            offsets.str.strip_chars("[]").str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0))
-        )
-    )
+    events = frame.filter(~pl.col("negative_example")).with_columns(offset_us=component_offsets_us())
     rows = events.select("source_set", "session_id", "onset_time", "components", "offset_us")
     rows = rows.explode("components", "offset_us", empty_as_null=False, keep_nulls=False).unnest("components")
     return rows.with_columns(onset_s=((pl.col("onset_time") * 1e6).round() + pl.col("offset_us")) / 1e6).drop("onset_time", "offset_us")
+
+
+def component_offsets_us() -> pl.Expr:
+    """Offset of each component from its event's onset in microseconds, a list as long as `components`; from `extras.offsets_us`, else zeros."""
+    offsets = pl.col("extras").str.json_path_match("$.offsets_us")
+    told = offsets.str.strip_chars("[]").str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0))
+    fits = offsets.is_not_null() & (told.list.len() == pl.col("components").list.len())
+    return pl.when(fits).then(told).otherwise(pl.col("components").list.eval(pl.lit(0, dtype=pl.Int64)))
 
 
 def label_counts(frame: pl.DataFrame) -> dict[str, int]:

@@ -6,6 +6,7 @@ A second way to give a file its final name is a defect (a test looks for it).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -386,6 +387,58 @@ class Store:
         self._cache_write(key, digest)
         return Receipt(target, digest, out.n_bytes)
 
+    def publish_batch(self, contents: Sequence[tuple[Path, bytes]]) -> None:
+        """`publish` many small files with one sync for all of them: one fsync per file would cost a factor of 60.
+
+        Each file is old or new, whole, and all are on disk before the first gets its name. Whoever names them in a receipt does so afterwards.
+
+        Raises
+        ------
+        InputError `path-escape`
+        StoreError : as `publish`; no temporary file is left, files that had their name already keep it
+        """
+        made: list[tuple[Path, Path]] = []
+        folders: dict[Path, None] = {}
+        here, n_bytes = self.root, 0
+        try:
+            for target, content in contents:
+                self._require_below(target)
+                if target.parent not in folders:
+                    _make_folder(target.parent)
+                    self._sweep_once(target.parent)
+                    folders[target.parent] = None
+                here, n_bytes = target, len(content)
+                failpoint("batch.open")
+                tmp = _tmp_path(target)
+                fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                made.append((tmp, target))
+                try:
+                    _HashingFile(fd).write(content)
+                    if os.fstat(fd).st_size != len(content):
+                        raise StoreError(
+                            f"{os.fstat(fd).st_size:,} bytes were stored where {len(content):,} were due. The previous version is untouched",
+                            code="short-write",
+                            where=self.rel(target),
+                        )
+                    os.fchmod(fd, 0o644)
+                finally:
+                    os.close(fd)
+            failpoint("batch.sync")
+            _sync_file_system(self.root)
+            while made:
+                here = made[0][1]
+                failpoint("batch.rename")
+                os.replace(*made[0])
+                made.pop(0)
+            for folder in folders:
+                failpoint("batch.folder")
+                sync_folder(folder)
+        except OSError as error:
+            raise _from_os(error, self.rel(here), n_bytes, is_new=False) from error
+        finally:
+            for tmp, _ in made:
+                _drop(tmp)
+
     def publish_json(self, target: Path, obj: Any) -> Receipt:
         """`publish` a JSON document with sorted keys; equal objects give equal bytes."""
         return self.publish(target, to_json_bytes(obj))
@@ -664,6 +717,20 @@ def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_file_system(folder: Path) -> None:
+    """Everything written to the file system of a folder is on disk when this returns."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+        if syncfs is None:
+            os.sync()
+        elif syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
     finally:
         os.close(fd)
 
