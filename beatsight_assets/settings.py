@@ -262,6 +262,11 @@ class Settings:
         config = self.datasets[source_set]
         return [Path(r) if Path(r).is_absolute() else self.layout.root / r for r in config.roots] or [self.layout.raw(config.raw_folder)]
 
+    @property
+    def generated_wanted(self) -> list[str]:
+        """Datasets whose option `include_generated` is set: hits that a model heard are taken too."""
+        return [name for name, config in self.datasets.items() if config.options.get("include_generated") is True]
+
     def config_path(self, name: str) -> Path:
         """configs/<name>.yaml of the data root if it is there, else the one that ships with the package."""
         own = self.layout.root / "configs" / f"{name}.yaml"

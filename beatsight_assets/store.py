@@ -516,6 +516,29 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot be deleted: {error.strerror}", code="io-error", where=self.rel(target)) from error
 
+    def put_in_place(self, made: Path, target: Path) -> None:
+        """Give a finished folder its final name; the folder that had it before goes. A kill in between leaves `made` whole under its old name.
+
+        Raises
+        ------
+        InputError `path-escape`
+        StoreError `io-error`
+        """
+        self._require_below(target)
+        self._require_below(made)
+        try:
+            old = _tmp_path(target)
+            if target.exists():
+                os.replace(target, old)
+                failpoint("swap.between")
+            os.replace(made, target)
+            sync_folder(target.parent)
+            failpoint("swap.done")
+            if old.exists():
+                shutil.rmtree(old)
+        except OSError as error:
+            raise StoreError(f"cannot be renamed: {error.strerror}", code="io-error", where=self.rel(target)) from error
+
     def rel(self, path: Path) -> str:
         """POSIX path below the root; the only form in which paths are stored."""
         try:
@@ -719,6 +742,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is or would be."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _sync_file_system(folder: Path) -> None:

@@ -45,8 +45,13 @@ class Chunk:
 class Track(Protocol):
     """A recording as mono int16 on the output rate."""
 
-    end_us: float  # of the audio
-    n_samples: int
+    @property
+    def end_us(self) -> float:
+        """Where the audio ends."""
+
+    @property
+    def n_samples(self) -> int:
+        """Length on the output rate."""
 
     def window(self, start: int, stop: int) -> Int16:
         """Samples start .. stop, both within the recording; asked for in rising order of `start`."""
@@ -95,7 +100,7 @@ class _Fold:
 def _rounded(mono: NDArray[np.floating | np.int16], scale: float) -> tuple[Int16, NDArray[np.int64]]:
     """int16 by rounding half to even, saturated; and the places that were beyond full scale."""
     if mono.dtype == np.int16:
-        return mono, np.empty(0, dtype=np.int64)
+        return mono.astype(np.int16, copy=False), np.empty(0, dtype=np.int64)
     whole = np.rint(mono * mono.dtype.type(scale))
     beyond = np.flatnonzero((whole > 32_767) | (whole < -32_768))
     return np.clip(whole, -32_768, 32_767).astype(np.int16), beyond
@@ -298,9 +303,12 @@ def cut(track: Track, start: NDArray[np.int64], n_samples: int) -> Iterator[Chun
 def _gather(track: Track, start: NDArray[np.int64], n_samples: int) -> Chunk:
     begin, end = int(start[0]), int(start[-1]) + n_samples
     low, high = min(max(begin, 0), track.n_samples), min(max(end, 0), track.n_samples)
-    line = track.window(low, high)
-    if begin < low or end > high:
-        line = np.concatenate([np.zeros(low - begin, np.int16), line, np.zeros(end - high, np.int16)])
+    if begin == low and end == high:
+        line = track.window(low, high)
+    else:
+        line = np.zeros(end - begin, np.int16)
+        if low < high:
+            line[low - begin : high - begin] = track.window(low, high)
     samples = np.lib.stride_tricks.sliding_window_view(line, n_samples)[start - begin]
     beyond = track.over(low, high)
     n_clipped = np.searchsorted(beyond, start + n_samples) - np.searchsorted(beyond, start) if len(beyond) else np.zeros(len(start))

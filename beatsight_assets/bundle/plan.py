@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b, sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -144,7 +145,7 @@ class Plan:
     @property
     def options(self) -> BundleOptions:
         """The content options of plan.json."""
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in self.identity["options"].items()}
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.identity["options"].items()}
         return BundleOptions(**known)
 
     @property
@@ -250,8 +251,13 @@ class Planner:
         taxonomy: Taxonomy,
         split_of: pl.DataFrame,
         coverage: pl.DataFrame | None = None,
+        generated_wanted: Sequence[str] = (),
     ) -> None:
-        """split_of : group_id, split; coverage : source_set, session_id, coverage (list of components and families, null = unknown)."""
+        """split_of : group_id, split; coverage : source_set, session_id, coverage (list of components and families, null = unknown).
+
+        generated_wanted : datasets from which also hits that a model heard (`machine_made`) become clips
+        """
+        self.generated_wanted = list(generated_wanted)
         self.options = options
         self.taxonomy = taxonomy
         self.view: View = taxonomy.view(options.view)
@@ -290,6 +296,8 @@ class Planner:
             dropped |= ~holds(named(o.include_labels))
         if o.exclude_labels:
             dropped |= holds(named(o.exclude_labels))
+        heard_by_a_model = (pl.col("extras").str.json_path_match("$.machine_made") == "true").fill_null(False)
+        dropped |= heard_by_a_model & ~pl.col("source_set").is_in(self.generated_wanted)
         if o.synthetic != "all":
             dropped |= pl.col("is_synthetic") != (o.synthetic == "only")
         outcome = (
@@ -559,7 +567,7 @@ def content_digest(frame: pl.DataFrame) -> list[str]:
         rows = canonical_rows(ordered[start : start + BATCH_ROWS]).to_list()
         here = run[start : start + BATCH_ROWS]
         cuts = [0, *(np.flatnonzero(np.diff(here)) + 1).tolist(), len(rows)]
-        for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        for low, high in pairwise(cuts):
             if here[low] != current:
                 if current >= 0:
                     digests.append(state.hexdigest())
@@ -676,7 +684,7 @@ def make_plan(
     InputError : `unassigned-groups`, `bad-manifest`, `missing-input`
     """
     options.validate(sources.taxonomy)
-    planner = Planner(options, sources.taxonomy, sources.split_of, sources.coverage)
+    planner = Planner(options, sources.taxonomy, sources.split_of, sources.coverage, settings.generated_wanted)
     counts = Counts()
     n_shards = n_shards_for(options, _count_rows(manifest), settings.profile)
     target = Plan(folder, {"n_shards": n_shards}, "")

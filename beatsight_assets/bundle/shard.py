@@ -19,11 +19,11 @@ from beatsight_assets.audio import FLOOR_DB, FOLD_LIMIT_DB, AudioError, write_wa
 from beatsight_assets.bundle import cut
 from beatsight_assets.bundle.plan import PLAN_SCHEMA, SPLITS, Plan, read_plan, sample_of, samples_of
 from beatsight_assets.bundle.roots import AudioRoots, Missing
-from beatsight_assets.errors import InputError
+from beatsight_assets.errors import BeatSightError, InputError
 from beatsight_assets.store import Store
 
 SCHEMA = "beatsight.shard/1"
-WAV_HEADER_BYTES = 44
+Place = tuple[str, str]  # source_set, audio_path
 BATCH_WAVS = 512  # written, then synced and named together
 _CLIP_COLUMNS: dict[str, Any] = {
     **{k: t for k, t in PLAN_SCHEMA.items() if k != "onset_us"},
@@ -125,11 +125,19 @@ class _Feed:
             yield piece
 
 
+class _Damaged(Exception):
+    """A recording turned out damaged when clips of it were written already; the shard is made again without it."""
+
+    def __init__(self, place: Place, error: BeatSightError) -> None:
+        super().__init__(place, error)
+        self.place, self.error = place, error
+
+
 class _Cutter:
     """Opens the recordings of a shard one after the other and remembers what fell out."""
 
-    def __init__(self, job: ShardJob, plan: Plan, rows: pl.DataFrame, files: Store) -> None:
-        self.job, self.options, self.rows, self.files = job, plan.options, rows, files
+    def __init__(self, job: ShardJob, plan: Plan, rows: pl.DataFrame, files: Store, damaged: Mapping[Place, BeatSightError]) -> None:
+        self.job, self.options, self.rows, self.files, self.damaged = job, plan.options, rows, files, damaged
         self.lost: list[dict[str, Any]] = []
         self.used: list[dict[str, Any]] = []
         self.fold_loss: list[dict[str, Any]] = []
@@ -157,11 +165,13 @@ class _Cutter:
         found = self.job.roots.find(source_set, audio_path)
         if isinstance(found, Missing):
             code = "path-escape" if found.code == "path-escape" else "missing-audio"
-            self.lost.append({**place, "code": code, "message": found.message, "sha256": None, "events": len(rows)})
+            self.lost.append({**place, "code": code, "message": "", "sha256": None, "events": len(rows)})  # roots are no content
             return
         digest = None
         try:
             digest = self.files.sha256(found)
+            if (source_set, audio_path) in self.damaged:
+                raise self.damaged[source_set, audio_path]
             track = cut.open_track(found, self.options.sample_rate, self.options.channel, len(rows))
             has_sound = self.onset_us[rows] + round(self.options.min_audio_after_onset_ms * 1000) <= track.end_us
             kept = rows[has_sound]
@@ -176,8 +186,11 @@ class _Cutter:
         if first is None:
             return
         yield _Piece(first[0], first[1], digest)
-        for places, chunk in chunks:
-            yield _Piece(places, chunk, digest)
+        try:
+            for places, chunk in chunks:
+                yield _Piece(places, chunk, digest)
+        except (AudioError, InputError) as error:
+            raise _Damaged((source_set, audio_path), error) from error
         if track.fold_loss_db > FOLD_LIMIT_DB:
             self.fold_loss.append({**place, "loss_db": round(track.fold_loss_db, 1)})
 
@@ -210,17 +223,16 @@ def make_shard(job: ShardJob) -> ShardResult:
     rows = pl.read_parquet(table)
     folder = plan.shard_folder(job.shard)
     store.failpoint("shard.begin")
-    cutter = _Cutter(job, plan, rows, files)
-    made = _Made()
-    written: list[dict[str, Any]] = []
-    for split in SPLITS:
-        feed = _Feed(cutter.pieces(split))
-        if plan.options.layout == "wav":
-            _write_wavs(feed, rows["clip"], split, plan, files, made)
-        else:
-            written += _write_parts(feed, split, plan, folder, files, made)
-        store.failpoint("shard.split")
+    damaged: dict[Place, BeatSightError] = {}
+    while True:
+        cutter, made = _Cutter(job, plan, rows, files, damaged), _Made()
+        try:
+            written = _write_clips(cutter, made, plan, folder)
+            break
+        except _Damaged as found:
+            damaged[found.place] = found.error
     clips = _clips_table(rows, made, plan.options.sample_rate, plan.options.layout)
+    _drop_leftovers(files, plan, folder, rows, clips, {str(w["name"]) for w in written})
     receipt = files.publish_frame(folder / "clips.parquet", clips)
     written.append({"name": "clips.parquet", "sha256": receipt.sha256, "bytes": receipt.n_bytes, "clips": clips.height})
     report = {
@@ -236,10 +248,40 @@ def make_shard(job: ShardJob) -> ShardResult:
         "fold_loss": cutter.fold_loss,
     }
     store.failpoint("shard.end")
-    done = files.publish_json(folder / "SHARD.json", report)
+    done = files.publish_json(folder / "SHARD.json", {**report, "digest": shard_digest(report)})
     n_bytes = int(clips["n_samples"].sum()) * 2
     counts = dict(clips.group_by("split").len().iter_rows())
     return ShardResult(job.shard, done.sha256, clips.height, n_bytes, {s: counts.get(s, 0) for s in SPLITS}, dict(job.roots.hits))
+
+
+def shard_digest(report: Mapping[str, Any]) -> str:
+    """Digest of SHARD.json over everything but itself: a flipped byte makes it no receipt."""
+    return sha256(store.to_json_bytes(dict(report))).hexdigest()
+
+
+def _write_clips(cutter: _Cutter, made: _Made, plan: Plan, folder: Path) -> list[dict[str, Any]]:
+    """All clips of a shard, split by split; what was written, for SHARD.json."""
+    written: list[dict[str, Any]] = []
+    for split in SPLITS:
+        feed = _Feed(cutter.pieces(split))
+        if plan.options.layout == "wav":
+            _write_wavs(feed, cutter.rows["clip"], split, plan, cutter.files, made)
+        else:
+            written += _write_parts(feed, split, plan, folder, cutter.files, made)
+        store.failpoint("shard.split")
+    return written
+
+
+def _drop_leftovers(files: Store, plan: Plan, folder: Path, rows: pl.DataFrame, clips: pl.DataFrame, kept: set[str]) -> None:
+    """Remove what an earlier making of this shard wrote and this one did not: its audio is gone or damaged since."""
+    for path in sorted(folder.glob("*.pcm")):
+        if path.name not in kept:
+            files.remove(path)
+    if plan.options.layout == "wav" and clips.height < rows.height:
+        for split, clip in rows.join(clips.select("clip"), on="clip", how="anti").select("split", "clip").iter_rows():
+            path = plan.folder / split / wav_file(clip)
+            if path.exists():
+                files.remove(path)
 
 
 def _write_parts(feed: _Feed, split: str, plan: Plan, folder: Path, files: Store, made: _Made) -> list[dict[str, Any]]:
@@ -256,7 +298,7 @@ def _write_parts(feed: _Feed, split: str, plan: Plan, folder: Path, files: Store
                 made.part += [name] * n
                 made.offset += range(offset, offset + n * length, length)
                 offset += n * length
-                out.write(memoryview(np.ascontiguousarray(piece.chunk.samples, dtype="<i2").reshape(-1)).cast("B"))
+                out.write(np.ascontiguousarray(piece.chunk.samples, dtype="<i2").tobytes())
 
         receipt = files.publish(folder / name, write)
         written.append({"name": name, "sha256": receipt.sha256, "bytes": receipt.n_bytes, "clips": len(made.digests) - before})
@@ -316,7 +358,7 @@ def _clips_table(rows: pl.DataFrame, made: _Made, rate_hz: int, layout: str) -> 
 
     n_samples = joined(made.n_samples, np.int32)
     frame = rows[joined(made.rows, np.int64)].with_columns(
-        onset_time=pl.col("onset_us") / 1e6,
+        onset_time=pl.Series(rows["onset_us"].to_numpy()[joined(made.rows, np.int64)] / 1e6),
         part=pl.Series(made.part, dtype=pl.String),
         offset_samples=pl.Series(made.offset, dtype=pl.Int64),
         file=pl.concat_str(pl.lit("audio/"), pl.col("clip").str.slice(0, 2), pl.lit("/"), pl.col("clip"), pl.lit(".wav"))

@@ -43,6 +43,16 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "compare": "Compare the health report with the blessed baseline.",
         "bless": "Make the current report the baseline."}),
     "sampling": ("Sampling weights.", {"derive": "Derive weights per group.", "show": "What a weights file says."}),
+    "bundle": ("Training clips cut from audio.", {
+        "plan": "Which clips a bundle would hold, and how much room they take.",
+        "verify": "What an export would cut, and what is missing; writes nothing.",
+        "smoke": "Export a limited bundle, check it, say how long the whole would take.",
+        "export": "Cut the clips; repeat it with --resume after a kill.",
+        "check": "Is every byte what it was sealed with?",
+        "heal-list": "Planned events without a clip.",
+        "list": "Bundles and their state.",
+        "remove": "Delete a bundle.",
+        "archive": "Keep what a bundle was, without its samples."}),
     "features": ("Feature cache.", {"warm": "Compute and cache the features of every recording."}),
     "model": ("Train, judge and promote.", {
         "train": "Train a candidate.",

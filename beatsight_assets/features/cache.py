@@ -134,7 +134,7 @@ def find_recordings(settings: Settings) -> pl.DataFrame:
         .filter(pl.col("audio_path").is_not_null() & pl.col("mix_context").is_in(CONTEXTS))
         .select(*keys, "group_id", "kit_id", "is_synthetic", "audio_path", "extras")
         .unique(keys, keep="first", maintain_order=True)
-        .filter(~_is_true("partial") & ~(_is_true("machine_made") & ~pl.col("source_set").is_in(_generated_wanted(settings))))
+        .filter(~_is_true("partial") & ~(_is_true("machine_made") & ~pl.col("source_set").is_in(settings.generated_wanted)))
         .drop("extras")
     )
     splits = pl.read_parquet(settings.layout.splits).select("group_id", "split")
@@ -148,11 +148,6 @@ def find_recordings(settings: Settings) -> pl.DataFrame:
 def _is_true(key: str) -> pl.Expr:
     """Whether the extras of a row say `key: true`."""
     return (pl.col("extras").str.json_path_match(f"$.{key}") == "true").fill_null(False)
-
-
-def _generated_wanted(settings: Settings) -> list[str]:
-    """Datasets whose option `include_generated` is set."""
-    return [name for name, config in settings.datasets.items() if config.options.get("include_generated") is True]
 
 
 def _locate(settings: Settings, recordings: pl.DataFrame) -> list[_Audio | None]:
