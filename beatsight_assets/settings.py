@@ -179,6 +179,18 @@ class DataLayout:
     def splits(self) -> Path:
         return self.root / "manifest" / "splits.parquet"
 
+    @property
+    def crash_embeddings(self) -> Path:
+        return self.root / "manifest" / "crash_embeddings.parquet"
+
+    @property
+    def crash_mapping(self) -> Path:
+        return self.root / "manifest" / "crash_mapping.json"
+
+    @property
+    def near_duplicates(self) -> Path:
+        return self.root / "manifest" / "near_duplicates.parquet"
+
     def features(self, name: str) -> Path:
         return self.at(f"features/{name}")
 

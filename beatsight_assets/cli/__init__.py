@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "openness": "Hi-hat openness from raw controller values by a device's curve.",
         "annotate": "Canonical labels, openness and techniques.",
         "hihat": "Open hi-hats and how many of them are choked.",
+        "crash-embed": "What each crash sounds like.",
+        "crash-assign": "Tell the first crash from the second.",
         "split": "Assign every group to train, val or test.",
         "compare": "What changed between two manifests.",
         "metrics": "Counts and statistics of a manifest.",

@@ -139,20 +139,33 @@ def _merge_files(session: Session, inputs: tuple[str, ...], target: Path, valida
 @click.argument("manifest")
 @click.option("--output", required=True, type=FILE, help=OUTPUT_HELP)
 @click.option("--taxonomy", "taxonomy_file", type=FILE, help="Another taxonomy than the configured one.")
+@click.option("--crash-mapping", type=FILE, help="File of crash-assign: which crash is `crash` and which `crash2`.")
 @click.option("--max-unknown", type=click.IntRange(min=0), help="Exit 1 when more hits than this have an unknown label.")
 @click.option("--dry-run", is_flag=True, help="Count, write nothing.")
-def alias_command(session: Session, manifest: str, output: Path, taxonomy_file: Path | None, max_unknown: int | None, dry_run: bool) -> int:
+def alias_command(
+    session: Session,
+    manifest: str,
+    output: Path,
+    taxonomy_file: Path | None,
+    crash_mapping: Path | None,
+    max_unknown: int | None,
+    dry_run: bool,
+) -> int:
     from beatsight_assets.manifest.aliases import with_canonical_labels
+    from beatsight_assets.manifest.crash_mapping import read_mapping, with_crash_variants
 
     target = manifest_target(session, output)
     taxonomy = _taxonomy(session, taxonomy_file)
+    crashes = read_mapping(crash_mapping) if crash_mapping else {}
     _, frame = read_manifest(session, manifest)
     changed, found = with_canonical_labels(frame, taxonomy)
-    report = _written(session, None if dry_run else target, changed, found.to_json())
+    changed, n_crashes = with_crash_variants(changed, crashes)
+    report = _written(session, None if dry_run else target, changed, found.to_json() | {"crashes_changed": n_crashes})
     n_unknown = sum(found.unknown.values())
     lines = [f"  {name} -> {to}: {n:,}" for name, where in found.relabelled.items() for to, n in where.items()]
     lines += [f"  unknown {name}: {n:,}" for name, n in found.unknown.items()]
     head = f"{sum(n for to in found.relabelled.values() for n in to.values()):,} hits renamed, {found.merged_duplicates:,} doubles merged, "
+    lines += [f"  crashes changed by the mapping: {n_crashes:,}"] if crash_mapping else []
     emit(session, report, "\n".join([f"{head}{n_unknown:,} unknown", *lines, _where(None if dry_run else target)]))
     return 1 if max_unknown is not None and n_unknown > max_unknown else 0
 
@@ -196,6 +209,9 @@ def _shown(value: float | None) -> str:
 @click.option("--dry-run", is_flag=True, help="Count, write nothing.")
 @click.option("--taxonomy", "taxonomy_file", type=FILE, help="Another taxonomy than the configured one.")
 @click.option("--techniques-file", type=FILE, help="Technique catalogue (YAML, JSON, text) instead of the configured one.")
+@click.option(
+    "--crash-mapping", type=FILE, help="File of crash-assign. Without a MANIFEST that of the data root is used where it is there."
+)
 def annotate_command(
     session: Session,
     manifest: str | None,
@@ -205,12 +221,14 @@ def annotate_command(
     dry_run: bool,
     taxonomy_file: Path | None,
     techniques_file: Path | None,
+    crash_mapping: Path | None,
 ) -> int:
     from beatsight_assets.manifest import techniques
     from beatsight_assets.manifest.annotate import AnnotateOptions, annotate_events, run
+    from beatsight_assets.manifest.crash_mapping import read_mapping
 
     if manifest is None:
-        if output or in_place or dry_run or taxonomy_file or techniques_file:
+        if output or in_place or dry_run or taxonomy_file or techniques_file or crash_mapping:
             raise ConfigError("these options go with a MANIFEST; without one the merged table is annotated", code="bad-option")
         return finish(session, run(session.settings, AnnotateOptions(recompute), progress=session.progress))
     if in_place == (output is not None) and not dry_run:
@@ -220,7 +238,8 @@ def annotate_command(
     names = techniques.read_names(techniques_file or session.settings.config_path("techniques"))
     taxonomy = _taxonomy(session, taxonomy_file)
     _, frame = read_manifest(session, manifest)
-    found = annotate_events(frame, taxonomy, recompute=recompute)
+    crashes = read_mapping(crash_mapping) if crash_mapping else None
+    found = annotate_events(frame, taxonomy, recompute=recompute, crashes=crashes)
     if strangers := techniques.count_strangers(found.frame, names):
         raise InputError(
             f"{', '.join(strangers)} on {sum(strangers.values()):,} events; not in the catalogue. Correct the events, or add the technique",
@@ -229,6 +248,7 @@ def annotate_command(
         )
     counts = {name: {"events": n, "sessions": s} for name, n, s, _ in found.technique_counts.iter_rows()}
     report = {"rows": found.frame.height, "techniques": counts, "aliases": found.aliases.to_json(), "openness": vars(found.openness)}
+    report["crashes_changed"] = found.n_crashes_changed
     lines = [f"{found.frame.height:,} events, {int((found.frame['techniques'].list.len() > 0).sum()):,} with techniques"]
     lines += [f"  {name:<24} {c['events']:>9,} events {c['sessions']:>7,} sessions" for name, c in counts.items()]
     emit(session, _written(session, target, found.frame, report), "\n".join([*lines, _where(target)]))
@@ -258,6 +278,100 @@ def hihat_command(session: Session, manifests: tuple[str, ...], window: float, o
         )
         lines += [f"  {s['bark_candidates']:>7,} of {s['open_events']:>7,}  {s['session_id']}" for s in row["top_sessions"]]
     emit(session, report, "\n".join(lines))
+    return 0
+
+
+@command(
+    "crash-embed", help="What each crash sounds like: manifest/crash_embeddings.parquet of the merged table, or of MANIFEST into --output."
+)
+@click.argument("manifest", required=False)
+@click.option("--output", type=click.Path(path_type=Path), help="File to write (.parquet), replaced whole; goes with MANIFEST.")
+@click.option("--sample-rate", type=int, default=22_050, show_default=True, help="Audio is brought to it first.")
+@click.option("--window-ms", type=float, default=800.0, show_default=True, help="Length of the window.")
+@click.option("--pre-ms", type=float, default=120.0, show_default=True, help="Of it before the onset.")
+@click.option("--mfcc", type=int, default=13, show_default=True, help="Cepstral coefficients.")
+@click.option("--audio-root-map", multiple=True, metavar="SOURCE=FOLDER", help="Where the audio of a dataset lies; repeat it for each.")
+def crash_embed_command(
+    session: Session,
+    manifest: str | None,
+    output: Path | None,
+    sample_rate: int,
+    window_ms: float,
+    pre_ms: float,
+    mfcc: int,
+    audio_root_map: tuple[str, ...],
+) -> int:
+    from beatsight_assets.events import Manifest
+    from beatsight_assets.manifest import crash_embeddings as crashes
+    from beatsight_assets.store import Store
+    from beatsight_assets.taxonomy import Taxonomy
+
+    options = crashes.EmbedOptions(sample_rate, window_ms, pre_ms, mfcc, crashes.read_roots(audio_root_map))
+    settings = session.settings
+    if (manifest is None) != (output is None):
+        raise ConfigError("MANIFEST and --output FILE go together; without both the merged table is read", code="bad-option")
+    if manifest is None or output is None:
+        report = crashes.run(settings, options, progress=session.progress)
+        finish(session, report)
+        return 1 if report.figures["unread_files"] else 0
+    target = settings.user_output(output)
+    table = Manifest(manifest_path(settings, manifest))
+    if not table.n_rows:
+        raise NothingToDo(f"{manifest} holds no event; nothing was written", code="nothing-to-do")
+    rows = crashes.crash_events(table, Taxonomy.load(settings))
+    if not rows.height:
+        raise NothingToDo(f"{manifest} holds no crash; nothing was written", code="nothing-to-do")
+    found = crashes.embed(rows, crashes.locate(rows, settings, options.audio_roots), settings, options, session.progress)
+    lines = [f"{found.table.height:,} of {found.n_crashes:,} crash events have audio"]
+    lines += [f"  {name}: {why}" for name, why in list(found.unread.items())[: crashes.LISTED]]
+    if found.table.height:
+        Store(target.parent, remember=False).publish_frame(target, found.table)
+    report_ = {"crash_events": found.n_crashes, "embedded": found.table.height, "unread": found.unread, "output": str(target)}
+    emit(session, report_, "\n".join([*lines, f"-> {output}" if found.table.height else "nothing was written"]))
+    return 1 if found.unread or not found.table.height else 0
+
+
+@command("crash-assign", help="Tell crash from crash2: manifest/crash_mapping.json of the merged table, or of MANIFEST into --output.")
+@click.argument("manifest", required=False)
+@click.option("--embeddings", type=FILE, help="Table of crash-embed; without it only variants and techniques tell.")
+@click.option("--output", type=FILE, help="File to write (.json), replaced whole; goes with MANIFEST.")
+@click.option("--min-events", type=click.IntRange(min=2), default=8, show_default=True, help="Crashes of a session to split it by sound.")
+@click.option("--min-cluster", type=click.IntRange(min=1), default=3, show_default=True, help="Crashes on either side of a split.")
+@click.option(
+    "--min-gap-hz", type=click.FloatRange(min=0.0), default=200.0, show_default=True, help="Between the sides, or a quarter of the range."
+)
+def crash_assign_command(
+    session: Session,
+    manifest: str | None,
+    embeddings: Path | None,
+    output: Path | None,
+    min_events: int,
+    min_cluster: int,
+    min_gap_hz: float,
+) -> int:
+    from beatsight_assets.events import Manifest
+    from beatsight_assets.manifest import crash_mapping as mapping
+    from beatsight_assets.manifest.crash_embeddings import EMBEDDINGS_SCHEMA, crash_events
+    from beatsight_assets.store import Store
+    from beatsight_assets.taxonomy import Taxonomy
+
+    options = mapping.AssignOptions(min_events, min_cluster, min_gap_hz)
+    settings = session.settings
+    if (manifest is None) != (output is None) or (manifest is None and embeddings):
+        raise ConfigError("MANIFEST, --output FILE and --embeddings go together; without them the merged table is read", code="bad-option")
+    if manifest is None or output is None:
+        return finish(session, mapping.run(settings, options, progress=session.progress))
+    target = settings.user_output(output)
+    sounds = mapping.read_embeddings(embeddings) if embeddings else EMBEDDINGS_SCHEMA.to_frame()
+    table = Manifest(manifest_path(settings, manifest))
+    taxonomy = Taxonomy.load(settings)
+    made = mapping.assign(crash_events(table, taxonomy), sounds, taxonomy, options)
+    if not made.n_crashes:
+        raise NothingToDo(f"{manifest} holds no crash; nothing was written", code="nothing-to-do")
+    report = made.to_json()
+    Store(target.parent, remember=False).publish_json(target, report)
+    counts = ", ".join(f"{name} {n:,}" for name, n in sorted(made.methods.items())) or "none"
+    emit(session, report, f"{made.methods.total():,} of {made.n_crashes:,} crash events are told apart ({counts})\n-> {output}")
     return 0
 
 

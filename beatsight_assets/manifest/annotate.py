@@ -1,6 +1,6 @@
 """The merged table with canonical labels and techniques: what everything after it reads.
 
-Belongs here: the order of the steps and their gate. Does not belong here: the steps (aliases, openness, techniques).
+Belongs here: the order of the steps and their gate. Does not belong here: the steps (aliases, crash_mapping, openness, techniques).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import polars as pl
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 from beatsight_assets.events import EVENT_SCHEMA, Manifest, parquet_metadata
-from beatsight_assets.manifest import aliases, openness, techniques
+from beatsight_assets.manifest import aliases, crash_mapping, openness, techniques
 from beatsight_assets.settings import Settings, TechniqueConfig
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.verdict import Artifact, Rule, Verdict
 
 STAGE = "annotated_manifest"
-VERSION = "1"
+VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class AnnotateOptions:
 class Annotation:
     """What the steps counted; complete when the last piece was taken.
 
-    n_unmoved : events that stand where they stood; n_tagged : events with a technique
+    n_unmoved : events that stand where they stood; n_tagged : events with a technique;
+    n_crashes_changed : crashes whose label the crash mapping changed
     """
 
     n_rows: int = 0
     n_unmoved: int = 0
     n_tagged: int = 0
+    n_crashes_changed: int = 0
     aliases: aliases.AliasReport = field(default_factory=aliases.AliasReport)
     openness: openness.OpennessCounter = field(default_factory=openness.OpennessCounter)
     technique_uses: list[pl.DataFrame] = field(default_factory=list)
@@ -77,23 +79,35 @@ class Annotated:
     aliases: aliases.AliasReport
     openness: openness.OpennessFigures
     technique_counts: pl.DataFrame  # technique, events, sessions, groups; most events first
+    n_crashes_changed: int = 0
 
 
-def annotate_events(events: pl.DataFrame, taxonomy: Taxonomy, *, recompute: bool = False) -> Annotated:
+def annotate_events(
+    events: pl.DataFrame, taxonomy: Taxonomy, *, recompute: bool = False, crashes: Mapping[str, str] | None = None
+) -> Annotated:
     """`annotated_pieces` of a table in memory."""
     found = Annotation()
-    pieces = list(annotated_pieces(Manifest(events), taxonomy, found, recompute=recompute))
-    return Annotated(pl.concat(pieces) if pieces else events, found.aliases, found.openness.figures(), found.technique_counts)
+    pieces = list(annotated_pieces(Manifest(events), taxonomy, found, recompute=recompute, crashes=crashes))
+    frame = pl.concat(pieces) if pieces else events
+    return Annotated(frame, found.aliases, found.openness.figures(), found.technique_counts, found.n_crashes_changed)
 
 
-def annotated_pieces(manifest: Manifest, taxonomy: Taxonomy, found: Annotation, *, recompute: bool = False) -> Iterator[pl.DataFrame]:
-    """Canonical labels, then techniques, session by session. Same rows in the same order; running it on its own result changes nothing."""
+def annotated_pieces(
+    manifest: Manifest, taxonomy: Taxonomy, found: Annotation, *, recompute: bool = False, crashes: Mapping[str, str] | None = None
+) -> Iterator[pl.DataFrame]:
+    """Canonical labels, then which crash is which (`crash_mapping`), then techniques, session by session.
+
+    Same rows in the same order; running it on its own result changes nothing. Crashes come before techniques because two different ones
+    close together are a technique.
+    """
     for piece in manifest.sessions():
         frame, report = aliases.with_canonical_labels(piece, taxonomy)
+        frame, n_changed = crash_mapping.with_crash_variants(frame, crashes or {})
         frame = techniques.with_techniques(frame, recompute=recompute)
         found.n_rows += frame.height
         found.n_unmoved += int((frame["event_id"] == piece["event_id"]).sum())
         found.n_tagged += int((frame["techniques"].list.len() > 0).sum())
+        found.n_crashes_changed += n_changed
         found.aliases += report
         found.openness.add(frame)
         found.technique_uses.append(technique_uses(frame))
@@ -108,7 +122,7 @@ def technique_uses(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, progress: Progress = silent) -> Report:
-    """manifest/merged.parquet -> manifest/annotated.parquet, judged as gate `annotate`.
+    """manifest/merged.parquet, and manifest/crash_mapping.json where it is there -> manifest/annotated.parquet, judged as gate `annotate`.
 
     Raises
     ------
@@ -128,13 +142,16 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
         )
     max_unknown = int(health.get("max_unknown_labels", 0))
 
+    mapping = settings.layout.crash_mapping if settings.layout.crash_mapping.is_file() else None
+
     def work() -> Outcome:
+        crashes = crash_mapping.read_mapping(mapping) if mapping else None
         merged = Manifest(settings.layout.merged)
         if not merged.n_rows:
             raise NothingToDo("the merged table is empty. Run: beatsight events merge", code="no-events")
         progress(f"annotating {merged.n_rows:,} events")
         found = Annotation()
-        pieces = _known_only(annotated_pieces(merged, taxonomy, found, recompute=options.recompute), found, catalogue)
+        pieces = _known_only(annotated_pieces(merged, taxonomy, found, recompute=options.recompute, crashes=crashes), found, catalogue)
         settings.store.publish_frames(settings.layout.annotated, pieces, EVENT_SCHEMA, metadata=parquet_metadata(taxonomy))
         table = found.technique_counts
         counts = {name: {"events": n, "sessions": s, "groups": g} for name, n, s, g in table.iter_rows()}
@@ -173,6 +190,7 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
                 "rows": found.n_rows,
                 "tagged_events": found.n_tagged,
                 "relabelled": sum(n for to in found.aliases.relabelled.values() for n in to.values()),
+                "crashes_changed": found.n_crashes_changed,
                 "unknown_labels": n_unknown,
                 "openness_conflicts": openness_figures.n_conflicts,
             },
@@ -192,7 +210,7 @@ def run(settings: Settings, options: AnnotateOptions = AnnotateOptions(), *, pro
             "required": required,
             "max_unknown_labels": max_unknown,
         },
-        parents=[("merged", settings.layout.merged)],
+        parents=[("merged", settings.layout.merged), *([("crash_mapping", mapping)] if mapping else [])],
         work=work,
     )
 
