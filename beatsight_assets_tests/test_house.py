@@ -25,7 +25,7 @@ FLOORS = (
     ("safejson", "store", "workers", "safeyaml", "settings", "taxonomy"),
     ("events", "midi", "audio", "bsm", "tracking", "verdict", "stages", "testing"),
     ("sources", "render"),
-    ("manifest", "bundle", "features", "sampling", "health", "readiness"),
+    ("manifest", "bundle", "interchange", "features", "sampling", "health", "readiness"),
     ("model", "transcribe"),
     ("dag", "cli"),
     ("definitions", "__main__"),
