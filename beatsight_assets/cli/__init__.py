@@ -72,7 +72,8 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
     "collect": ("Own samples.", {
         "add": "Add one hit that you marked in an audio file.",
         "from-beatmap": "Add the hits of beatmaps.",
-        "stats": "Collected hits against what a model needs."}),
+        "stats": "Collected hits against what a model needs.",
+        "export": "Cut the collected hits into a bundle."}),
     "transcribe": ("Audio to drum hits.", {
         "run": "Transcribe an audio file to .bsm, MIDI and label tracks.",
         "score": "Onset F-measure of one transcription against a reference."}),

@@ -71,6 +71,27 @@ def stats_command(session: Session) -> int:
     return 1 if n_short else 0
 
 
+@command("export", help="Cut every collected hit into bundles/NAME, one wav per clip; all hits of one audio go to one split.")
+@click.argument("name")
+@click.option("--resume", is_flag=True, help="Go on after a kill; what is gone or damaged is made again.")
+@click.option("--overwrite", is_flag=True, help="Build it anew: more was collected since.")
+def export_command(session: Session, name: str, resume: bool, overwrite: bool) -> int:
+    from beatsight_assets.bundle.export import BundleRequest, run
+    from beatsight_assets.cli.common import finish
+    from beatsight_assets.errors import InputError
+    from beatsight_assets.sources.collected import SOURCE_SET
+
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other. Give one of them", code="bad-option")
+    manifest = session.settings.layout.events(SOURCE_SET)
+    if not manifest.is_file():
+        raise InputError(
+            "nothing was collected yet. Run: beatsight collect add", code="missing-input", where=f"events/{SOURCE_SET}.parquet"
+        )
+    mode = "resume" if resume else "overwrite" if overwrite else "new"
+    return finish(session, run(session.settings, BundleRequest(name, manifest, {"layout": "wav"}, mode), progress=session.progress))
+
+
 def _done(session: Session, found: list[tuple[str, Collected]], dry_run: bool) -> int:
     """What was added, then the events of the collected samples, so that merge sees them; also after a run that was stopped in between."""
     from beatsight_assets.cli.common import text_of

@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from beatsight_assets import cli, events
+from beatsight_assets.bundle.read import open_bundle
 from beatsight_assets.errors import BeatSightError, GateFailed, InputError
 from beatsight_assets.features.cache import find_recordings
 from beatsight_assets.manifest import annotate, merge, splits
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources import beatmap, collected, ingest
-from beatsight_assets_tests.sources.test_beatmap import SONG, STEM, document, put
+from beatsight_assets_tests.sources.test_beatmap import SONG, STEM, document, put, sound
 
 DIGEST = sha256(SONG).hexdigest()
 SAMPLES = f"samples/{DIGEST}.json"
@@ -245,3 +246,24 @@ def test_golden_example(settings: Settings, shared_data: Path) -> None:
     frame = table(settings)
     (recording,) = beatmap.scan(path.parent, {})
     assert (frame.height, frame["group_id"][0]) == (34, recording.session.group_id)  # type: ignore[union-attr]
+
+
+def test_collected_hits_become_a_bundle_of_wav_files(settings: Settings, tmp_path: Path) -> None:
+    """One wav per collected hit, all hits of one audio in one split; nothing collected is exit 3, a bundle that is there exit 2."""
+    assert run(settings, "collect", "export", "mine")[0] == 3
+    for n in range(12):
+        path = tmp_path / f"{n}.wav"
+        path.write_bytes(sound(0.05 + 0.01 * n))
+        for t in (0.5, 1.0):
+            collected.add(settings, path, round(t * 1e6), "kick")
+    ingest(settings, "collected")
+    code, report = run(settings, "collect", "export", "mine")
+    folder = settings.layout.at("bundles/mine")
+    clips = open_bundle(folder).table(["group_id", "split", "file", "label"])
+    assert (code, report["figures"]["written_clips"], clips["label"].unique().to_list()) == (0, 24, ["kick"])
+    assert all((folder / split / file).is_file() for split, file in clips.select("split", "file").iter_rows())
+    assert clips.group_by("group_id").agg(pl.col("split").n_unique())["split"].to_list() == [1] * 12 and clips["split"].n_unique() > 1
+    assert run(settings, "collect", "export", "mine")[0] == 2
+    code, report = run(settings, "collect", "export", "mine", "--resume")
+    assert (code, report["figures"]["run_written_clips"], report["figures"]["run_reused_clips"]) == (0, 0, 24)
+    assert run(settings, "collect", "export", "mine", "--resume", "--overwrite")[0] == 2
