@@ -29,7 +29,7 @@ from beatsight_assets.units import keyed_order
 SPLITS = ("train", "val", "test")
 GATHERED_CLIPS = 262_144  # rows held at once: about 150 MB, and every table is read once for as many clips
 CLIP_NAME = re.compile(r"[0-9a-f-]{32,36}")  # a UUID, or 32 digits of a digest: it becomes a file name
-PLACE = ("part", "offset_samples", "file", "audio_path")  # where a clip lies in the bundle: not what it is
+PLACE = ("part", "part_file", "offset_samples", "file", "audio_path")  # where a clip lies in the bundle: not what it is
 
 Int16 = NDArray[np.int16]
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ Fact = tuple[Any, ...]  # what must survive a round trip
 class Clips:
     """What every writer gets.
 
-    tables : one row per clip (`bundle.md` section 6) with `clip` as its name; any number of tables
+    tables : one row per clip (`bundle.md` section 6) with `clip` as its name and `part_file` as its part's path below the bundle
     samples : int16 mono samples of a row [shape=(n_samples,)]
     parts : (path relative to the bundle, sha256, bytes) of the files that hold the samples
     licences : source_set -> licence
@@ -105,13 +105,16 @@ def open_clips(settings: Settings, name: str) -> Clips:
 
     bundle = open_bundle(bundle_folder(settings.layout, name))
     folders = [bundle.plan.shard_folder(s) for s in range(bundle.plan.n_shards)]
-    tables = [bundle.shard_table(s).with_columns(shard=pl.lit(s, pl.Int32)) for s in range(bundle.plan.n_shards)]
+    tables = [
+        bundle.shard_table(s).with_columns(part_file=pl.lit(f"{folder.relative_to(bundle.folder).as_posix()}/") + pl.col("part"))
+        for s, folder in enumerate(folders)
+    ]
     mapped: dict[Path, Int16] = {}
 
     def samples(row: Row) -> Int16:
         if row["part"] is None:
             return read_wav_samples(bundle.folder / row["split"] / wav_file(row["clip"]), row["n_samples"])
-        path = folders[row["shard"]] / row["part"]
+        path = bundle.folder / row["part_file"]
         if path not in mapped:
             mapped[path] = np.memmap(path, dtype="<i2", mode="r")
         return mapped[path][row["offset_samples"] : row["offset_samples"] + row["n_samples"]]
@@ -146,7 +149,7 @@ def _licence(settings: Settings, source_set: str) -> str:
 
 def content_of(row: Row) -> Row:
     """What a clip is, without where it lies."""
-    return {k: v for k, v in row.items() if k not in (*PLACE, "shard")}
+    return {k: v for k, v in row.items() if k not in PLACE}
 
 
 def fact(split: str, row: Row, digest: str) -> Fact:

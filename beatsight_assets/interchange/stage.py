@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from beatsight_assets.errors import ConfigError, NothingToDo
-from beatsight_assets.interchange import hf_parquet, webdataset
+from beatsight_assets.interchange import croissant, hf_parquet, lhotse, webdataset
 from beatsight_assets.interchange.clips import SPLITS, Clips, Fact, fact, open_clips
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, run_stage, silent
@@ -44,6 +44,8 @@ def _clip_facts(clips: Clips) -> Iterator[tuple[str, Fact]]:
 FORMS = {
     "webdataset": Form(webdataset.write, webdataset.read, _clip_facts),
     "hf-parquet": Form(hf_parquet.write, hf_parquet.read, _clip_facts),
+    "croissant": Form(croissant.write, croissant.read, _clip_facts),
+    "lhotse": Form(lhotse.write, lhotse.read, _clip_facts),
 }
 
 

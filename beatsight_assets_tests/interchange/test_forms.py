@@ -18,7 +18,7 @@ from beatsight_assets import interchange, store
 from beatsight_assets.bundle.export import BundleRequest, export
 from beatsight_assets.bundle.read import BundleIncomplete, open_bundle
 from beatsight_assets.errors import ConfigError, InputError
-from beatsight_assets.interchange import InterchangeOptions, hf_parquet, webdataset
+from beatsight_assets.interchange import InterchangeOptions, hf_parquet, lhotse, webdataset
 from beatsight_assets.interchange import stage as engine
 from beatsight_assets.interchange.clips import Row, open_clips
 from beatsight_assets.settings import Settings
@@ -96,7 +96,7 @@ def test_hostile_labels_are_refused(lake: Settings, label: str) -> None:
         pl.struct(label=pl.lit(label), **{k: pl.element().struct.field(k) for k in ("offset_ms", "velocity", "openness")})
     )
     hostile = replace(clips, tables=[t.with_columns(hits=hit) for t in clips.tables])
-    for kind in ("webdataset", "hf-parquet"):
+    for kind in ("webdataset", "hf-parquet", "croissant", "lhotse"):
         with pytest.raises(InputError, match="bad-label"):
             engine.convert(lake, hostile, kind)
         assert not (lake.layout.at(f"bundles/{NAME}/interchange/{kind}") / "SOURCE.json").exists()
@@ -194,3 +194,53 @@ def test_the_card_names_licences_splits_and_sizes(lake: Settings) -> None:
     assert f"| beatsight_demo | {licence} |" in card.content
     splits = {s["name"]: s["num_examples"] for s in card.data["dataset_info"]["splits"]}
     assert splits == {"train": 69, "validation": 69, "test": 69} and card.data.size_categories == ["n<1K"]
+
+
+def test_lhotse_cuts_every_clip(lake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's own cuts of recordings and supervisions are the clips, sample by sample, with labels as custom fields."""
+    library = pytest.importorskip("lhotse", reason="lhotse is not installed")
+    monkeypatch.setattr(lhotse, "PACK_CLIPS", 40)
+    folder = convert(lake, "lhotse")
+    expected = truth(lake)
+    seen = set()
+    for split in ("train", "val", "test"):
+        recordings = library.RecordingSet.from_file(folder / f"recordings-{split}.jsonl.gz")
+        supervisions = library.SupervisionSet.from_file(folder / f"supervisions-{split}.jsonl.gz")
+        library.validate_recordings_and_supervisions(recordings, supervisions)
+        assert len(list(recordings)) == 2
+        cuts = library.CutSet.from_manifests(recordings=recordings.with_path_prefix(folder), supervisions=supervisions)
+        for cut in cuts.trim_to_supervisions(keep_overlapping=False):
+            row, samples = expected[cut.supervisions[0].id]
+            assert (np.rint(cut.load_audio()[0] * 32_768).astype(int) == samples).all()
+            assert cut.supervisions[0].custom["labels"] == row["labels"] and row["split"] == split
+            seen.add(cut.supervisions[0].id)
+    assert seen == expected.keys()
+    assert (folder / "recordings-val.jsonl.gz").read_bytes()[3:8] == bytes(5), "gzip holds a name or a time"
+
+
+@pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated:DeprecationWarning")  # how the library calls rdflib
+def test_croissant_validates_and_its_records_are_the_clips(lake: Settings) -> None:
+    """The reference library finds no error offline, and reads a record per clip through the document alone."""
+    library = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
+    folder = convert(lake, "croissant")
+    expected = truth(lake)
+    dataset = library.Dataset(jsonld=folder / "croissant.json")
+    assert not dataset.metadata.ctx.issues.errors
+    assert len(dataset.metadata.distribution) == 1 + len(open_clips(lake, NAME).parts) > 4
+    seen = set()
+    for record in dataset.records("clips"):
+        row, _ = expected[record["clips/clip"].decode()]
+        assert [label.decode() for label in record["clips/labels"]] == row["labels"]
+        assert record["clips/onset_time"] == row["onset_time"] and record["clips/split"].decode() == row["split"]
+        seen.add(row["clip"])
+    assert seen == expected.keys()
+
+
+def test_a_changed_part_is_red(lake: Settings) -> None:
+    """One flipped sample of the bundle: croissant's digests and the round trip see it."""
+    part = next(iter(sorted(lake.layout.at(f"bundles/{NAME}").glob("shards/*/train-0000.pcm"))))
+    content = bytearray(part.read_bytes())
+    content[100] ^= 1
+    part.write_bytes(content)
+    for kind in ("croissant", "webdataset"):
+        assert not interchange.run(lake, InterchangeOptions(NAME, kind)).passed
