@@ -43,8 +43,13 @@ class YamlFile:
         return self.path
 
 
-def read_yaml(path: Path, *, name: str | None = None, error: type[BeatSightError] = ConfigError) -> YamlFile:
+def read_yaml(
+    path: Path, *, name: str | None = None, error: type[BeatSightError] = ConfigError, not_finite_as_null: bool = False
+) -> YamlFile:
     """Document of a YAML file.
+
+    `not_finite_as_null` : a number that is not finite reads as null. For metadata of others, where the loudness of a silent stem is
+    `-.inf` and must not cost the track; in our own files such a number is an error
 
     Raises
     ------
@@ -63,7 +68,7 @@ def read_yaml(path: Path, *, name: str | None = None, error: type[BeatSightError
     except UnicodeDecodeError as failure:
         line = content.count(b"\n", 0, failure.start) + 1
         raise error(f"not UTF-8: {failure.reason}", code="bad-config", where=f"{shown}:{line}") from failure
-    reader = _Reader(shown, error)
+    reader = _Reader(shown, error, not_finite_as_null)
     try:
         reader.check_events(text)
         loader = yaml.SafeLoader(text)
@@ -90,9 +95,10 @@ def read_yaml(path: Path, *, name: str | None = None, error: type[BeatSightError
 class _Reader:
     """The limits, checked before anything is built."""
 
-    def __init__(self, shown: str, error: type[BeatSightError]) -> None:
+    def __init__(self, shown: str, error: type[BeatSightError], not_finite_as_null: bool) -> None:
         self.shown = shown
         self.error = error
+        self.not_finite_as_null = not_finite_as_null
         self.lines: dict[tuple[str, ...], int] = {}
         self.n_values = 0
 
@@ -112,7 +118,7 @@ class _Reader:
                 raise self.refuse(f"more than {MAX_ALIASES} aliases", event.start_mark)
 
     def walk(self, node: yaml.Node, place: tuple[str, ...]) -> None:
-        """Lines of all values; repeated keys, endless aliases and numbers that are not finite are refused."""
+        """Lines of all values; repeated keys, endless aliases and, in our own files, numbers that are not finite are refused."""
         self.lines.setdefault(place, node.start_mark.line + 1)
         self.n_values += 1
         if len(place) > MAX_DEPTH:
@@ -132,7 +138,9 @@ class _Reader:
             for i, value in enumerate(node.value):
                 self.walk(value, (*place, str(i)))
         elif node.tag == "tag:yaml.org,2002:float" and not _is_finite(node.value):
-            raise self.refuse(f"{node.value[:40]} is not a finite number", node.start_mark)
+            if not self.not_finite_as_null:
+                raise self.refuse(f"{node.value[:40]} is not a finite number", node.start_mark)
+            node.tag, node.value = "tag:yaml.org,2002:null", ""
 
 
 def _is_finite(text: str) -> bool:

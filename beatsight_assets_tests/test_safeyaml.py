@@ -63,6 +63,15 @@ REFUSED = {
 }
 
 
+def test_numbers_of_others_that_are_not_finite_read_as_null(tmp_path: Path) -> None:
+    """`not_finite_as_null`: also through an alias; whoever reads the document never meets NaN or infinity."""
+    path = tmp_path / "x.yaml"
+    path.write_text("a: &silent -.inf\nb: [.nan, 1.0e+999, *silent]\nc: -20.5\n")
+    assert read_yaml(path, error=InputError, not_finite_as_null=True).data == {"a": None, "b": [None, None, None], "c": -20.5}
+    with pytest.raises(InputError, match="finite"):
+        read_yaml(path, error=InputError)
+
+
 @pytest.mark.parametrize(("text", "line", "words"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused_with_file_and_line(tmp_path: Path, text: str | bytes, line: int | None, words: str) -> None:
     """U7, S4: bad-config (exit 2) with file and line, in under 5 s, and nothing is run or built."""

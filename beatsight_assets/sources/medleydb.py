@@ -104,7 +104,7 @@ def _stems(root: Path, track: str, path: str, home: str, candidates: set[str], i
     ------
     InputError : what the yaml says has another form, or names a file outside the track's folder
     """
-    data = _mapping(safeyaml.read_yaml(root / path, name=path, error=InputError).data, "the document")
+    data = _mapping(safeyaml.read_yaml(root / path, name=path, error=InputError, not_finite_as_null=True).data, "the document")
     stem_dir, raw_dir = (_name(data, key) for key in ("stem_dir", "raw_dir"))
     mix = f"{home}/{_name(data, 'mix_filename')}"
     bleed = {"yes": True, "no": False, True: True, False: False}.get(data.get("has_bleed"))  # type: ignore[arg-type]

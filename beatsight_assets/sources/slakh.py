@@ -184,7 +184,7 @@ def _read_metadata(root: Path, relpath: str) -> tuple[str, dict[str, str]]:
     ------
     InputError `bad-config` of `safeyaml.read_yaml`, `path-escape` : not YAML, or a value that is read here is absent or no text
     """
-    file = read_yaml(contain(root, relpath), name="metadata.yaml", error=InputError)
+    file = read_yaml(contain(root, relpath), name="metadata.yaml", error=InputError, not_finite_as_null=True)
     data = file.data if isinstance(file.data, dict) else {}
     uuid, stems = data.get("UUID"), data.get("stems")
     if not isinstance(uuid, str) or not DIGEST.fullmatch(uuid):

@@ -198,6 +198,17 @@ def test_damage_is_one_row_and_the_next_track_is_read(settings: Settings, case: 
     assert f["candidates"] == f["used"] + f["rejected"] + f["out_of_scope"]
 
 
+@pytest.mark.parametrize("loudness", ["-.inf", ".nan", "1.0e+999", "-inf"], ids=str)
+def test_the_loudness_of_a_silent_stem_does_not_cost_the_track(settings: Settings, loudness: str) -> None:
+    """A silent stem has a loudness that is no finite number: the drums of its track are read all the same."""
+    folder = track(settings.layout.raw("slakh2100") / "train/Track00001", {"S00": drum(), "S01": BASS})
+    text = (folder / "metadata.yaml").read_text()
+    assert text.count("-20.5") == 2
+    (folder / "metadata.yaml").write_text(text.replace("-20.5", loudness))
+    report = ingest(settings, "slakh")
+    assert report.passed and (report.figures["recordings"], report.figures["hits"], report.figures["rejected"]) == (1, len(NOTES), 0)
+
+
 def test_reasons_of_files_out_of_scope_are_in_the_report(settings: Settings) -> None:
     """Nothing is skipped silently: used, refused and out of scope add up, by reason."""
     track(settings.layout.raw("slakh2100") / "train/Track00002", {"S00": drum(), "S01": BASS})
