@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -229,6 +229,16 @@ class DataLayout:
 
 
 @dataclass(frozen=True)
+class SmokeVariables:
+    """Variables of `bundle smoke` as they were set; read as numbers only where they are used, for other programs may use the names."""
+
+    export_limit: str = ""
+    raw_primary: str = ""
+    raw_secondary: str = ""
+    keep_smoke_output: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """Resolved settings of one invocation."""
 
@@ -238,6 +248,7 @@ class Settings:
     n_workers: int = 1
     model_path: str | None = None
     poll_s: int = 60  # how often sensors look, in seconds
+    smoke: SmokeVariables = SmokeVariables()
 
     @cached_property
     def store(self) -> Store:
@@ -362,4 +373,5 @@ def load_settings(data_root: str | Path | None = None, profile: str | None = Non
         n_workers=int(workers),
         model_path=env.get("BEATSIGHT_ML_MODEL_PATH"),
         poll_s=int(poll),
+        smoke=SmokeVariables(*(env.get(f.name.upper(), "").strip() for f in fields(SmokeVariables))),
     )

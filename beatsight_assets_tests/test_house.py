@@ -26,7 +26,7 @@ FLOORS = (
     ("events", "midi", "audio", "bsm", "tracking", "verdict", "stages", "testing"),
     ("sources", "render"),
     ("manifest", "bundle", "interchange", "features", "sampling", "health", "readiness"),
-    ("model", "transcribe"),
+    ("model", "transcribe", "checklist"),
     ("dag", "cli"),
     ("definitions", "__main__"),
 )

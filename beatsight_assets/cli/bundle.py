@@ -216,7 +216,7 @@ def plan_command(
 
 @command("smoke", help="Export a limited bundle of MANIFEST, check it, judge it, say how long the whole would take, and remove it.")
 @click.argument("manifest", required=False)
-@click.option("--limit", type=int, help="Clips.  [default: EXPORT_LIMIT or 50000]")
+@click.option("--limit", type=click.IntRange(min=1), help="Clips.  [default: EXPORT_LIMIT or 50000]")
 @click.option("--keep", is_flag=True, help="Keep the bundle.  [also: KEEP_SMOKE_OUTPUT=1]")
 @_audio_options
 def smoke_command(
@@ -228,7 +228,7 @@ def smoke_command(
     audio_root_map: tuple[str, ...],
     max_missing: int,
 ) -> int:
-    from beatsight_assets.bundle import smoke
+    from beatsight_assets.checklist import smoke
 
     options = smoke.SmokeOptions(
         manifest=manifest_path(session.settings, manifest) if manifest else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from beatsight_assets import events
+from beatsight_assets import cli, events
 from beatsight_assets.audio import write_wav
 from beatsight_assets.events import Hits, Session, assemble
 from beatsight_assets.settings import DataLayout, Settings
@@ -39,6 +40,31 @@ def made(finished_root: Path, tmp_path: Path) -> Settings:
     """A copy of `finished_root` that a test may change."""
     shutil.copytree(finished_root, tmp_path / "copy")
     return Settings(layout=DataLayout(tmp_path / "copy"), profile="demo")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+Beatsight = Callable[..., Ended]
+
+
+@pytest.fixture
+def beatsight(made: Settings, capsys: pytest.CaptureFixture[str]) -> Beatsight:
+    """Runs a command on the data root of `made`, as the program `beatsight` does, and tells how it ended."""
+
+    def run(*arguments: str | Path) -> Ended:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--profile", "demo", "--data-root", str(made.layout.root), *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), out, err)
+
+    return run
 
 
 def ramp(n_samples: int, rate_hz: int = RATE_HZ) -> bytes:
