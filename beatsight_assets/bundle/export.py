@@ -134,7 +134,7 @@ def read_sources(settings: Settings, manifest: Path, options: BundleOptions) -> 
     if manifest != layout.annotated or not layout.splits.is_file():
         hints: dict[str, set[str]] = {}
         groups = pl.concat(
-            [b.select("group_id", "split_hint").unique() for b in manifest_batches(manifest)] or [table.with_columns(split_hint="split")]
+            [b.unique() for b in manifest_batches(manifest, ("group_id", "split_hint"))] or [table.with_columns(split_hint="split")]
         )
         for group, hint in groups.join(table, on="group_id", how="anti").select("group_id", "split_hint").iter_rows():
             hints.setdefault(group, set()).update({hint} - {None})

@@ -70,6 +70,7 @@ _PLAN_COLUMNS: dict[str, Any] = {
     "mix_context": pl.String,
 }
 PLAN_SCHEMA = pl.Schema(_PLAN_COLUMNS)
+_MIX, _IN_VIEW, _INCLUDED, _EXCLUDED = 1, 2, 4, 8  # kinds of components
 ORDER = ("split_rank", "source_set", "audio_path", "session_id", "onset_time", "event_id")
 RECORDING = ("source_set", "audio_path", "session_id")
 
@@ -274,17 +275,18 @@ class Planner:
 
     def classify(self, frame: pl.DataFrame) -> pl.Series:
         """Outcome of every event before `limit`: not_a_hit, no_components, not_selected, path_escape, or planned."""
-        labels = frame["components"].list.eval(pl.element().struct.field("label"))
-        known = self.renamed(labels.explode(empty_as_null=False, keep_nulls=False).unique().to_list())
-        in_view = [label for label, (component, _) in known.items() if component in self.view.class_of]
+        labels = frame["components"].explode(empty_as_null=False, keep_nulls=False).struct.field("label")
+        known = self.renamed(labels.unique().drop_nulls().to_list())
         o = self.options
+        meaning = {DRUM_MIX: _MIX}
+        for label, (component, _) in known.items():
+            meaning[label] = (_MIX if label == DRUM_MIX else 0) | (_IN_VIEW if component in self.view.class_of else 0)
+            meaning[label] |= (_INCLUDED if component in o.include_labels else 0) | (_EXCLUDED if component in o.exclude_labels else 0)
+        held = pl.lit(_of_events(frame["components"], labels.replace_strict(meaning, default=0, return_dtype=pl.UInt8).to_numpy()))
 
-        def holds(wanted: Iterable[str]) -> pl.Expr:
-            """Some component of the event is one of these."""
-            return pl.col("labels").list.eval(pl.element().is_in(list(wanted))).list.any()
-
-        def named(components: Sequence[str]) -> list[str]:
-            return [label for label, (component, _) in known.items() if component in components]
+        def holds(what: int) -> pl.Expr:
+            """Some component of the event is of that kind."""
+            return (held & what) != 0
 
         bad_paths = [p for p in frame["audio_path"].unique().drop_nulls().to_list() if not is_plain_path(p)]
         dropped = pl.lit(False)
@@ -293,17 +295,18 @@ class Planner:
         if o.exclude_sources:
             dropped |= pl.col("source_set").is_in(list(o.exclude_sources))
         if o.include_labels:
-            dropped |= ~holds(named(o.include_labels))
+            dropped |= ~holds(_INCLUDED)
         if o.exclude_labels:
-            dropped |= holds(named(o.exclude_labels))
-        heard_by_a_model = (pl.col("extras").str.json_path_match("$.machine_made") == "true").fill_null(False)
-        dropped |= heard_by_a_model & ~pl.col("source_set").is_in(self.generated_wanted)
+            dropped |= holds(_EXCLUDED)
+        if frame["extras"].str.contains("machine_made", literal=True).any():
+            heard_by_a_model = (pl.col("extras").str.json_path_match("$.machine_made") == "true").fill_null(False)
+            dropped |= heard_by_a_model & ~pl.col("source_set").is_in(self.generated_wanted)
         if o.synthetic != "all":
             dropped |= pl.col("is_synthetic") != (o.synthetic == "only")
         outcome = (
-            pl.when((pl.col("mix_context") == "stem") | holds([DRUM_MIX]))
+            pl.when((pl.col("mix_context") == "stem") | holds(_MIX))
             .then(pl.lit("not_a_hit"))
-            .when(~(holds(in_view) | pl.col("negative_example")))
+            .when(~(holds(_IN_VIEW) | pl.col("negative_example")))
             .then(pl.lit("no_components"))
             .when(dropped)
             .then(pl.lit("not_selected"))
@@ -311,7 +314,7 @@ class Planner:
             .then(pl.lit("path_escape"))
             .otherwise(pl.lit("planned"))
         )
-        return frame.with_columns(labels=labels).select(outcome.alias("outcome"))["outcome"]
+        return frame.select(outcome.alias("outcome"))["outcome"]
 
     def plan_shard(self, events: pl.DataFrame, counts: Counts) -> pl.DataFrame:
         """Planned clips (`PLAN_SCHEMA`) of all events of some recordings; counts every event once.
@@ -479,6 +482,16 @@ class Planner:
         return pl.Series(lists, dtype=pl.List(pl.String)).gather(place)
 
 
+def _of_events(components: pl.Series, bits: NDArray[np.uint8]) -> pl.Series:
+    """OR of the bits of each event's components."""
+    size = components.list.len().fill_null(0).to_numpy()
+    found = np.zeros(len(size), dtype=np.uint8)
+    if len(bits):
+        first = np.cumsum(size)[size > 0] - size[size > 0]
+        found[size > 0] = np.bitwise_or.reduceat(bits, first.astype(np.int64))
+    return pl.Series(found)
+
+
 def _or_at(row: NDArray[np.int64], bits: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """OR of the bits of each row; `row` need not be sorted."""
     found = np.zeros(n, dtype=np.int64)
@@ -506,17 +519,18 @@ def _clip_names(ids: pl.Series) -> pl.Series:
 # Reading a manifest
 
 
-def manifest_batches(path: Path) -> Iterator[pl.DataFrame]:
-    """Events of a manifest in batches of some ten thousand rows.
+def manifest_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+    """Events of a manifest in batches of some ten thousand rows; of these columns where they are named.
 
     Raises
     ------
     InputError : as `events.read_events`
     """
+    names = list(columns or EVENT_SCHEMA)
     if path.suffix == ".jsonl" or not path.is_file() or pl.read_parquet_schema(path) != EVENT_SCHEMA:
-        yield from read_events(path).iter_slices(BATCH_ROWS)
+        yield from read_events(path).select(names).iter_slices(BATCH_ROWS)
     else:
-        yield from pl.scan_parquet(path).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+        yield from pl.scan_parquet(path).select(names).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
 
 
 def _micro(expression: pl.Expr) -> pl.Expr:

@@ -298,7 +298,7 @@ def _write_parts(feed: _Feed, split: str, plan: Plan, folder: Path, files: Store
                 made.part += [name] * n
                 made.offset += range(offset, offset + n * length, length)
                 offset += n * length
-                out.write(np.ascontiguousarray(piece.chunk.samples, dtype="<i2").tobytes())
+                out.write(memoryview(np.ascontiguousarray(piece.chunk.samples, dtype="<i2").data))
 
         receipt = files.publish(folder / name, write)
         written.append({"name": name, "sha256": receipt.sha256, "bytes": receipt.n_bytes, "clips": len(made.digests) - before})

@@ -178,12 +178,12 @@ def verify(settings: Settings, request: BundleRequest, *, probe: str = "header",
     found = Verified(settings.store.rel(manifest) if manifest.is_relative_to(settings.layout.root) else manifest.name)
     if options.limit is not None:
         smallest: list[tuple[str, str]] = []
-        for batch in _batches(manifest):
+        for batch in manifest_batches(manifest, COLUMNS):
             eligible = batch.filter(planner.classify(batch) == "planned")["event_id"].to_list()
             smallest = heapq.nsmallest(options.limit, [*smallest, *((keyed_order(options.seed, i), i) for i in eligible)])
         planner.selected = {i for _, i in smallest}
     files: list[pl.DataFrame] = []
-    for batch in _batches(manifest):
+    for batch in manifest_batches(manifest, COLUMNS):
         found.total_events += batch.height
         rows = batch.with_columns(outcome=planner.classify(batch))
         if planner.selected is not None:
@@ -210,11 +210,6 @@ def verify(settings: Settings, request: BundleRequest, *, probe: str = "header",
     if table is not None:
         _resolve(settings, request, table.sort("source_set", "audio_path"), manifest, found, probe, progress)
     return found
-
-
-def _batches(manifest: Path) -> Any:
-    for batch in manifest_batches(manifest):
-        yield batch.select(COLUMNS)
 
 
 def _resolve(
@@ -266,7 +261,7 @@ def _probed(roots: AudioRoots, source: str, path: str, probe: str) -> Path | Mis
     try:
         if probe == "decode":
             audio.probe(place, silent_ok=True)
-        elif audio.stated_duration_s(place) <= 0:
+        elif audio.pcm16_place(place) is None and audio.stated_duration_s(place) <= 0:
             return Missing("unreadable-audio", "its header cannot be read", (path,))
     except AudioError as error:
         return Missing(error.code, error.message, (path,))
