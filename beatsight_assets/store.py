@@ -111,7 +111,7 @@ def is_plain_path(relpath: str) -> bool:
         relpath.startswith("~")
         or "\\" in relpath
         or re.match(r"[A-Za-z]:", relpath) is not None
-        or not (relpath.isascii() and relpath.isprintable() or all(unicodedata.category(c) != "Cc" for c in relpath))
+        or not ((relpath.isascii() and relpath.isprintable()) or all(unicodedata.category(c) != "Cc" for c in relpath))
         or any(part in ("", ".", "..") for part in relpath.split("/"))
         or max(n_bytes) > MAX_NAME_BYTES
         or sum(n_bytes) + len(n_bytes) > MAX_PATH_BYTES

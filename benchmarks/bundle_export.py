@@ -195,7 +195,7 @@ def _p12(n_rows: int) -> list[Result]:
         import soundfile
 
         soundfile.write(one, np.zeros(4410, np.int16) + 5, RATE_HZ, subtype="PCM_16")
-        for source, name in audio.iter_rows():
+        for (name,) in audio.select("audio_path").unique().iter_rows():
             target = root / "raw" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
