@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "hihat": "Open hi-hats and how many of them are choked.",
         "crash-embed": "What each crash sounds like.",
         "crash-assign": "Tell the first crash from the second.",
+        "near-duplicates": "Recordings that are the same sound in other bytes.",
         "split": "Assign every group to train, val or test.",
         "compare": "What changed between two manifests.",
         "metrics": "Counts and statistics of a manifest.",

@@ -375,6 +375,44 @@ def crash_assign_command(
     return 0
 
 
+@command(
+    "near-duplicates",
+    help="Recordings that are the same sound in other bytes: of the merged table (for split), or of MANIFEST into --output.",
+)
+@click.argument("manifest", required=False)
+@click.option("--output", type=FILE, help="File to write (.parquet), replaced whole; goes with MANIFEST.")
+@click.option("--audio-root-map", multiple=True, metavar="SOURCE=FOLDER", help="Where the audio of a dataset lies; repeat it for each.")
+def near_duplicates_command(session: Session, manifest: str | None, output: Path | None, audio_root_map: tuple[str, ...]) -> int:
+    from beatsight_assets.manifest import near_duplicates
+    from beatsight_assets.manifest.crash_embeddings import read_roots
+    from beatsight_assets.store import Store
+
+    options = near_duplicates.NearOptions(read_roots(audio_root_map))
+    if (manifest is None) != (output is None):
+        raise ConfigError("MANIFEST and --output FILE go together; without both the merged table is read", code="bad-option")
+    if manifest is None or output is None:
+        return finish(session, near_duplicates.run(session.settings, options, progress=session.progress))
+    target = session.settings.user_output(output)
+    path = manifest_path(session.settings, manifest)
+    found = near_duplicates.of_manifest(path, session.settings, options, progress=session.progress)
+    if not found.fingerprints.height:
+        raise NothingToDo(f"no audio of {manifest} could be heard; nothing was written", code="nothing-to-do")
+    Store(target.parent, remember=False).publish_frame(target, found.pairs)
+    report = {
+        "recordings": found.fingerprints.height,
+        "candidates": found.n_candidates,
+        "pairs": found.pairs.to_dicts(),
+        "unread": found.unread,
+    }
+    lines = [
+        f"{found.fingerprints.height:,} recordings, {found.pairs.height:,} pairs of near duplicates, {len(found.unread):,} files unread"
+    ]
+    names = found.pairs.select("session_id_a", "session_id_b", "distance_db", "residual").head(50)
+    lines += [f"  {d:5.2f} dB  residual {r:.3f}  {a} = {b}" for a, b, d, r in names.iter_rows()]
+    emit(session, report, "\n".join([*lines, f"-> {output}"]))
+    return 0
+
+
 @command("split", help="Assign every group to train, val or test: manifest/splits.parquet.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--ratios", default="0.8,0.1,0.1", show_default=True, help="Shares of train, val and test.")

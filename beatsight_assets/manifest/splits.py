@@ -15,6 +15,7 @@ import polars as pl
 
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 from beatsight_assets.events import EVENT_SCHEMA, Manifest
+from beatsight_assets.manifest import near_duplicates
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.taxonomy import UNSPECIFIED, Taxonomy, View
@@ -22,7 +23,7 @@ from beatsight_assets.units import bucket
 from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
 
 STAGE = "splits"
-VERSION = "2"
+VERSION = "3"
 SPLITS = ("train", "val", "test")
 PROTECTION = {split: i for i, split in enumerate(SPLITS)}  # the most protected of several hints wins
 RATIOS = (0.8, 0.1, 0.1)
@@ -324,7 +325,9 @@ def judge(
 
 
 def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress: Progress = silent) -> Report:
-    """manifest/annotated.parquet -> manifest/splits.parquet, judged as gate `splits`.
+    """manifest/annotated.parquet, and manifest/near_duplicates.parquet where it is there -> manifest/splits.parquet, judged as gate `splits`.
+
+    Near duplicates are equal audio: their groups are joined, and the rule `audio_digest_overlap` counts them.
 
     Raises
     ------
@@ -338,6 +341,7 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
     manifest = Manifest(layout.annotated)
     sources = sorted({name for piece in manifest.pieces(["source_set"]) for name in piece["source_set"].unique()})
     provenance_paths = [layout.provenance(name) for name in sources]
+    near = layout.near_duplicates if layout.near_duplicates.is_file() else None
     limits = settings.gates.splits.model_dump()
     taxonomy = Taxonomy.load(settings)
     view = taxonomy.view(limits.get("view", "drums18"))
@@ -366,7 +370,11 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
         provenance = pl.concat(
             [pl.read_parquet(p, columns=["source_set", "session_id", "hashes", "facts"]) for p in provenance_paths], how="vertical_relaxed"
         )
-        held = session_keys(provenance, takes.rows.select(*SESSION, "audio_path", "midi_path").unique())
+        sessions = takes.rows.select(*SESSION, "audio_path", "midi_path").unique()
+        held = session_keys(provenance, sessions)
+        if near:
+            alike = near_duplicates.content_keys(pl.read_parquet(near)).join(sessions, on=SESSION, how="semi")
+            held = pl.concat([held, alike.select(held.columns)])
         keys, repeated = content_keys(held), repeats(held)
         found = assign(hints, _links(keys), seed=options.seed, ratios=options.ratios)
         table = pl.DataFrame(
@@ -416,7 +424,11 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
         STAGE,
         version=VERSION,
         options={"seed": options.seed, "ratios": list(options.ratios), "limits": dict(limits), "taxonomy": taxonomy.digest},
-        parents=[("annotated", layout.annotated), *(("provenance", p) for p in provenance_paths)],
+        parents=[
+            ("annotated", layout.annotated),
+            *(("provenance", p) for p in provenance_paths),
+            *([("near_duplicates", near)] if near else []),
+        ],
         work=work,
     )
 
