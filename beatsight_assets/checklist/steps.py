@@ -32,9 +32,15 @@ class Step:
 
 
 def run_steps(
-    settings: Settings, steps: Sequence[Step], report_file: Path, *, keep_going: bool = False, progress: Progress = silent
+    settings: Settings,
+    steps: Sequence[Step],
+    report_file: Path,
+    *,
+    keep_going: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Run steps in order and publish `{steps: [{name, status, seconds, report}], passed}`; status is pass, fail or not-run.
+    """Run steps in order and publish `{steps: [{name, status, seconds, report}], passed}` with `facts`; status is pass, fail or not-run.
 
     An error of ours is a failed step. A step after the first failure does not run, save with `keep_going`.
     """
@@ -51,7 +57,7 @@ def run_steps(
             passed, report = False, {"error": error.code, "message": str(error)}
         seconds = round(clock.monotonic_s() - started_s, 3)
         found.append({"name": step.name, "status": PASS if passed else FAIL, "seconds": seconds, "report": report})
-    result = {"steps": found, "passed": bool(found) and all(row["status"] == PASS for row in found)}
+    result = {**(facts or {}), "steps": found, "passed": bool(found) and all(row["status"] == PASS for row in found)}
     settings.store.publish_json(report_file, result)
     return result
 
@@ -87,6 +93,7 @@ def text_of(result: Mapping[str, Any]) -> str:
         lines.append(f"  {row['status'].upper():<8} {row['name']:<14} {row['seconds']:>8.1f} s")
         if row["status"] == FAIL:
             lines += [f"           {reason}" for reason in _reasons(row["report"])[:10]]
+    lines += [f"  LEFT OUT {name:<14} {why}" for name, why in result.get("left_out", {}).items()]
     return "\n".join([*lines, "passed" if result["passed"] else "NOT PASSED"])
 
 

@@ -70,6 +70,9 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "boundary-pack": "Hits near the edges of streaming windows.",
         "run": "Judge boundary, open set, bootstrap and calibration."}),
     "quarantine": ("Files that were refused.", {"list": "One row per refused file.", "show": "Why one file was refused."}),
+    "checklist": ("Steps around the long ones, in order.", {
+        "pre-export": "What has to hold before an export.",
+        "post-export": "What follows a sealed bundle."}),
     "collect": ("Own samples.", {
         "add": "Add one hit that you marked in an audio file.",
         "from-beatmap": "Add the hits of beatmaps.",

@@ -58,7 +58,8 @@ def _content_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _audio_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def audio_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the audio lies, and how much of it may be missing."""
     for option in (
         click.option("--audio-root", metavar="DIR", help="Holds the raw folders of the datasets.  [default: raw/]"),
         click.option("--audio-root-map", multiple=True, metavar="SOURCE=DIR", help="Where one dataset lies; repeat it for fallback roots."),
@@ -87,7 +88,7 @@ def _given(session: Session, options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--summary-json", type=click.Path(path_type=Path), help="Also write the report there, as --json prints it.")
 @click.option("--expected-duration-csv", type=click.Path(path_type=Path), help="Also write seconds per source there.")
 @click.option("--log-file", type=click.Path(path_type=Path), help="Also write the printed summary there.")
-@_audio_options
+@audio_options
 @_content_options
 def export_command(
     session: Session,
@@ -142,7 +143,7 @@ def _text(report: Any) -> str:
 )
 @click.option("--summary-json", type=click.Path(path_type=Path), help="Write the report there.")
 @click.option("--expected-duration-csv", type=click.Path(path_type=Path), help="Write seconds per source there.")
-@_audio_options
+@audio_options
 @_content_options
 def verify_command(
     session: Session,
@@ -182,7 +183,7 @@ def _verify(session: Session, request: Any, probe: str, summary_json: Path | Non
 @click.argument("name")
 @click.argument("manifest", required=False)
 @click.option("--estimate", is_flag=True, help="Only print sizes; write nothing.")
-@_audio_options
+@audio_options
 @_content_options
 def plan_command(
     session: Session,
@@ -218,7 +219,7 @@ def plan_command(
 @click.argument("manifest", required=False)
 @click.option("--limit", type=click.IntRange(min=1), help="Clips.  [default: EXPORT_LIMIT or 50000]")
 @click.option("--keep", is_flag=True, help="Keep the bundle.  [also: KEEP_SMOKE_OUTPUT=1]")
-@_audio_options
+@audio_options
 def smoke_command(
     session: Session,
     manifest: str | None,

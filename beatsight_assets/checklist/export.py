@@ -1,0 +1,136 @@
+"""What has to hold before hours are spent on an export, and what follows once a bundle is sealed.
+
+Belongs here: which steps, in which order. Does not belong here: running them (`steps`), what each does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beatsight_assets.bundle import check
+from beatsight_assets.bundle.export import BundleRequest, finish_swap, manifest_of
+from beatsight_assets.bundle.read import Bundle, open_bundle
+from beatsight_assets.bundle.verify import verify
+from beatsight_assets.checklist import smoke
+from beatsight_assets.checklist.smoke import SmokeOptions
+from beatsight_assets.checklist.steps import Step, of_reports, run_steps, run_tests
+from beatsight_assets.errors import ConfigError
+from beatsight_assets.health import report as health
+from beatsight_assets.manifest import integrity
+from beatsight_assets.settings import Settings
+from beatsight_assets.stages import Progress, silent, trace
+
+MAX_CHECKS = 2_000  # files of a checksum list, spec/tools.md T36
+NEEDED = ("manifest_health", "splits")  # verdicts without which nothing is exported (T95)
+TESTS = ("bundle", "features")
+# Steps of which a part is not there yet: they do not run by themselves, and named they fail with these words.
+MISSING = {
+    "sync": "no tracker of this version keeps runs to be uploaded",
+    "analyze": "there is no `model analyze` in this version",
+}
+STEPS = ("sync", "health", "snapshot", "tests", "cache", "train", "evaluate", "analyze")
+
+
+def pre_export(settings: Settings, options: SmokeOptions, *, keep_going: bool = False, progress: Progress = silent) -> dict[str, Any]:
+    """Raw files, verdicts, audio of every event, a smoke run; reports/bundle/preflight/pre_export.json.
+
+    Raises
+    ------
+    ConfigError `bad-option` : a variable of the smoke run is wrong
+    """
+    options = smoke.from_environment(settings, options)
+
+    def raw() -> tuple[bool, Any]:
+        wanted = [integrity.IntegrityOptions(name, True, max_checks=MAX_CHECKS) for name in integrity.chosen_datasets(settings, ())]
+        return of_reports(*(integrity.run(settings, one, progress=progress) for one in wanted))
+
+    def verdicts() -> tuple[bool, Any]:
+        problems = [f"{link.name}: {text}" for link in trace(settings, NEEDED) for text in link.problems]
+        return not problems, {"stages": list(NEEDED), "problems": problems}
+
+    def audio() -> tuple[bool, Any]:
+        request = BundleRequest("verify", options.manifest, {}, "new", options.audio_root, options.audio_root_maps)
+        found = verify(settings, request, progress=progress)
+        return found.passed(options.max_missing), found.to_json()
+
+    steps = (
+        Step("raw_integrity", raw),
+        Step("verdicts", verdicts),
+        Step("verify", audio),
+        Step("smoke", lambda: of_reports(smoke.run(settings, options, progress=progress))),
+    )
+    target = settings.layout.report("bundle", "preflight/pre_export.json")
+    return run_steps(settings, steps, target, keep_going=keep_going, progress=progress)
+
+
+@dataclass(frozen=True)
+class PostOptions:
+    """steps : which of `STEPS`, in their order there; None = all that this version has. preset : of the training."""
+
+    bundle: str
+    steps: Sequence[str] | None = None
+    preset: str = "warmup"
+    keep_going: bool = False
+
+
+def post_export(settings: Settings, options: PostOptions, *, progress: Progress = silent) -> dict[str, Any]:
+    """What follows a sealed bundle; reports/bundle/<name>_post_export.json, with `left_out` for what this version lacks.
+
+    Raises
+    ------
+    ConfigError `unknown-choice` : a step that is none
+    BundleIncomplete
+    """
+    for name in options.steps or ():
+        if name not in STEPS:
+            raise ConfigError.unknown_choice("step", name, STEPS, where="--steps")
+    bundle = open_bundle(finish_swap(settings, options.bundle))
+    works: dict[str, Callable[[], tuple[bool, Any]]] = {
+        "health": lambda: of_reports(health.run(settings, _health_of(settings, bundle), progress=progress)),
+        "snapshot": lambda: _snapshot(settings, options.bundle),
+        "tests": lambda: run_tests(TESTS),
+        "cache": lambda: _cache(settings, progress),
+        "train": lambda: _train(settings, options.preset, progress),
+        "evaluate": lambda: _evaluate(settings, progress),
+        **{name: _missing(name) for name in MISSING},
+    }
+    wanted = [s for s in STEPS if s in options.steps] if options.steps else [s for s in STEPS if s not in MISSING]
+    target = settings.layout.report("bundle", f"{options.bundle}_post_export.json")
+    more = {"bundle": options.bundle, "left_out": {} if options.steps else MISSING}
+    steps = [Step(name, works[name]) for name in wanted]
+    return run_steps(settings, steps, target, keep_going=options.keep_going, facts=more, progress=progress)
+
+
+def _missing(name: str) -> Callable[[], tuple[bool, Any]]:
+    return lambda: (False, {"message": f"{MISSING[name]}. Leave {name} out of --steps"})
+
+
+def _health_of(settings: Settings, bundle: Bundle) -> health.HealthOptions:
+    """The manifest of a bundle with the seconds that the bundle holds, under the name of the bundle."""
+    manifest = manifest_of(settings, BundleRequest(bundle.name, mode="resume"), bundle.folder)
+    return health.HealthOptions(manifest=manifest, name=f"bundle_{bundle.name}", dataset_metadata=bundle.folder / "metadata.json")
+
+
+def _snapshot(settings: Settings, name: str) -> tuple[bool, Any]:
+    found = check.against_manifest(settings, name)
+    return not found["problems"], found
+
+
+def _cache(settings: Settings, progress: Progress) -> tuple[bool, Any]:
+    from beatsight_assets.features.cache import run
+
+    return of_reports(run(settings, progress=progress))
+
+
+def _train(settings: Settings, preset: str, progress: Progress) -> tuple[bool, Any]:
+    from beatsight_assets.model.train import TrainOptions, run
+
+    return of_reports(run(settings, TrainOptions(preset=preset), progress=progress))
+
+
+def _evaluate(settings: Settings, progress: Progress) -> tuple[bool, Any]:
+    from beatsight_assets.model.evaluate import run
+
+    return of_reports(run(settings, progress=progress))
