@@ -29,6 +29,8 @@ MAX_NOTES_PER_SECOND = 1_000  # 10 onsets per 10 ms, kept up over a whole second
 MAX_METER_POWER = 7  # denominators 1 .. 128
 FRAME_RATES = {24: (24, 1), 25: (25, 1), 29: (30_000, 1_001), 30: (30, 1)}  # SMPTE fps as a fraction; 29 means 29.97
 
+TEXT = 0x01  # type of a text event
+
 _CHANNEL = np.uint8(0x0F)
 _CC_FOOT = 4  # controller of the hi-hat pedal
 _PAD = 8  # guard bytes behind a track; they have the high bit set, so no event can run into them
@@ -95,6 +97,7 @@ class MidiFile:
     tempo_declared: bool
     problems: tuple[str, ...]  # tolerated oddities, sorted, unique
     end_us: int  # onset of the last note; 0 without notes. Never the length of the container
+    texts: tuple[str, ...]  # text events, in file order
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class _Track:
     status: NDArray[np.uint8]
     data0: NDArray[np.uint8]
     data1: NDArray[np.uint8]
-    metas: list[tuple[int, int, bytes]]  # tick, type, payload; tempo and meter only
+    metas: list[tuple[int, int, bytes]]  # tick, type, payload; text, tempo and meter only
     n_events: int
 
 
@@ -128,7 +131,8 @@ def read_midi(data: bytes) -> MidiFile:
         problems.add("track-count")
 
     tick, status, data0, data1 = _merge(tracks)
-    tempos, meters = _read_maps([meta for track in tracks for meta in track.metas], problems)
+    metas = [meta for track in tracks for meta in track.metas]
+    tempos, meters = _read_maps([meta for meta in metas if meta[1] != TEXT], problems)
     clock = _Clock.of(division, tempos)
     notes = _read_notes(tick, status, data0, data1, clock)
     pressed = np.flatnonzero((status & 0xF0) == 0xA0)
@@ -145,6 +149,7 @@ def read_midi(data: bytes) -> MidiFile:
         tempo_declared=len(tempo_rows) > 0,
         problems=tuple(sorted(problems)),
         end_us=int(notes.onset_us[-1]) if len(notes.tick) else 0,
+        texts=tuple(payload.decode(errors="replace") for _, kind, payload in metas if kind == TEXT),
     )
 
 
@@ -351,7 +356,9 @@ def _gather(
         status[running] = status.compress(is_channel).take(is_channel.cumsum().take(running) - 1)
     keep = np.flatnonzero((status >= 0x90) & (status < 0xC0))
     data_at = status_at.take(keep) + explicit.take(keep)
-    metas = [(int(tick[n]), event.meta, event.payload) for n, event in zip(slow_number, slow, strict=True) if event.meta in (0x51, 0x58)]
+    metas = [
+        (int(tick[n]), event.meta, event.payload) for n, event in zip(slow_number, slow, strict=True) if event.meta in (TEXT, 0x51, 0x58)
+    ]
     return _Track(tick.take(keep), status.take(keep), raw.take(data_at), raw.take(data_at + 1), metas, len(starts))
 
 
@@ -476,6 +483,7 @@ def write_midi(
     meters: Sequence[tuple[int, int, int]] = ((0, 4, 4),),
     channel: int = 9,
     ticks_per_quarter: int = 480,
+    text: str | None = None,
 ) -> bytes:
     """A format 0 file, equal bytes for equal input; every time is microseconds from the start and goes to the nearest tick.
 
@@ -486,6 +494,7 @@ def write_midi(
     aftertouch : (onset_us, note, value), polyphonic; it follows a note at the same tick
     tempos : (onset_us, us per quarter), ascending; a change takes place at the tick nearest to it
     meters : (onset_us, numerator, denominator)
+    text : what the file says about itself; with it the file has format 1, tempo and meter in a track of their own
 
     Raises
     ------
@@ -510,13 +519,23 @@ def write_midi(
         if until > tick:
             rows.append((until, 0, bytes((0x80 | channel, note, 0))))
         ends[note] = tick
+    tracks = [sorted(rows)]
+    if text is not None:
+        said = text.encode()
+        maps = [row for row in tracks[0] if row[1] in (1, 2)]
+        tracks = [[(0, 0, b"\xff\x01" + _varint(len(said)) + said), *maps], [row for row in tracks[0] if row[1] not in (1, 2)]]
+    header = (len(tracks) - 1).to_bytes(2, "big") + len(tracks).to_bytes(2, "big") + ticks_per_quarter.to_bytes(2, "big")
+    return b"MThd" + bytes((0, 0, 0, 6)) + header + b"".join(map(_track_chunk, tracks))
+
+
+def _track_chunk(rows: Sequence[tuple[int, int, bytes]]) -> bytes:
+    """One track of (tick, rank, event) in order."""
     body, now = bytearray(), 0
-    for tick, _, event in sorted(rows):
+    for tick, _, event in rows:
         body += _varint(tick - now) + event
         now = tick
     body += b"\x00\xff\x2f\x00"
-    header = b"MThd" + bytes((0, 0, 0, 6, 0, 0, 0, 1)) + ticks_per_quarter.to_bytes(2, "big")
-    return header + b"MTrk" + len(body).to_bytes(4, "big") + bytes(body)
+    return b"MTrk" + len(body).to_bytes(4, "big") + bytes(body)
 
 
 def _check_written(

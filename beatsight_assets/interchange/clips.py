@@ -19,14 +19,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from beatsight_assets.audio import find_audio
+from beatsight_assets.bundle.export import BundleRequest, manifest_of
+from beatsight_assets.bundle.plan import bundle_folder, manifest_digest
+from beatsight_assets.bundle.read import open_bundle, read_wav_samples
+from beatsight_assets.bundle.shard import wav_file
 from beatsight_assets.errors import InputError
 from beatsight_assets.events import Manifest
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources.pipeline import source_module
 from beatsight_assets.store import printable, read_json
+from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import keyed_order
 
-SPLITS = ("train", "val", "test")
 GATHERED_CLIPS = 262_144  # rows held at once: about 150 MB, and every table is read once for as many clips
 CLIP_NAME = re.compile(r"[0-9a-f-]{32,36}")  # a UUID, or 32 digits of a digest: it becomes a file name
 PLACE = ("part", "part_file", "offset_samples", "file", "audio_path")  # where a clip lies in the bundle: not what it is
@@ -45,6 +50,8 @@ class Clips:
     parts : (path relative to the bundle, sha256, bytes) of the files that hold the samples
     licences : source_set -> licence
     manifest : the events that the clips were cut from
+    find_audio : recording of (source_set, audio_path), None when it is not there
+    root : data root
     """
 
     name: str
@@ -56,6 +63,9 @@ class Clips:
     samples: Callable[[Row], Int16]
     parts: Sequence[tuple[str, str, int]]
     manifest: Callable[[], Manifest]
+    find_audio: Callable[[str, str | None], Path | None]
+    root: Path
+    taxonomy: Taxonomy
 
     def n_clips(self, split: str) -> int:
         """Clips of a split."""
@@ -99,10 +109,6 @@ def open_clips(settings: Settings, name: str) -> Clips:
     BundleIncomplete : it is not finished
     InputError `manifest-changed` : when events are asked for and the manifest is another than the bundle was made from
     """
-    from beatsight_assets.bundle.plan import bundle_folder, manifest_digest
-    from beatsight_assets.bundle.read import open_bundle, read_wav_samples
-    from beatsight_assets.bundle.shard import wav_file
-
     bundle = open_bundle(bundle_folder(settings.layout, name))
     folders = [bundle.plan.shard_folder(s) for s in range(bundle.plan.n_shards)]
     tables = [
@@ -120,10 +126,12 @@ def open_clips(settings: Settings, name: str) -> Clips:
         return mapped[path][row["offset_samples"] : row["offset_samples"] + row["n_samples"]]
 
     def manifest() -> Manifest:
-        path = settings.layout.resolve(bundle.metadata["manifest"])
+        path = manifest_of(settings, BundleRequest(name), bundle.folder)
         if not path.is_file() or manifest_digest(path) != bundle.metadata["manifest_sha256"]:
             raise InputError(
-                f"is not the manifest that bundle {name} was made from. Export the bundle again", code="manifest-changed", where=str(path)
+                f"is not the manifest that bundle {name} was made from. Export the bundle again",
+                code="manifest-changed",
+                where=settings.layout.rel(path),
             )
         return Manifest(path)
 
@@ -135,9 +143,24 @@ def open_clips(settings: Settings, name: str) -> Clips:
     ]
     sources = sorted({s for t in tables for s in t.select("source_set").unique().collect().to_series()})
     licences = {s: _licence(settings, s) for s in sources}
+
+    def find(source_set: str, audio_path: str | None) -> Path | None:
+        return None if audio_path is None else find_audio(settings.raw_roots(source_set), audio_path)
+
     return Clips(
-        bundle.name, bundle.content_sha256, bundle.sample_rate, bundle.components, licences, tables, samples, parts, manifest
-    )  # fmt: skip
+        name=bundle.name,
+        content_sha256=bundle.content_sha256,
+        sample_rate=bundle.sample_rate,
+        classes=bundle.components,
+        licences=licences,
+        tables=tables,
+        samples=samples,
+        parts=parts,
+        manifest=manifest,
+        find_audio=find,
+        root=settings.layout.root,
+        taxonomy=Taxonomy.load(settings),
+    )
 
 
 def _licence(settings: Settings, source_set: str) -> str:

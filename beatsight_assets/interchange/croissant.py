@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from beatsight_assets.interchange.clips import SPLITS, Clips, Fact, fact
+from beatsight_assets.bundle.plan import SPLITS
+from beatsight_assets.interchange.clips import Clips, Fact, fact
 from beatsight_assets.stages import Progress
 from beatsight_assets.store import Receipt, Store, hash_file, read_json
 

@@ -16,8 +16,9 @@ import polars as pl
 import yaml
 
 from beatsight_assets.audio import write_wav
+from beatsight_assets.bundle.plan import SPLITS
 from beatsight_assets.errors import ConfigError
-from beatsight_assets.interchange.clips import SPLITS, Clips, Fact, Row, fact, samples_sha256
+from beatsight_assets.interchange.clips import Clips, Fact, Row, fact, samples_sha256
 from beatsight_assets.stages import Progress
 from beatsight_assets.store import Receipt, Store, printable
 

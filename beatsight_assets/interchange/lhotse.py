@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 
 from beatsight_assets.audio import write_wav
-from beatsight_assets.interchange.clips import SPLITS, Clips, Fact, Row, content_of, fact
+from beatsight_assets.bundle.plan import SPLITS
+from beatsight_assets.interchange.clips import Clips, Fact, Row, content_of, fact
 from beatsight_assets.stages import Progress
 from beatsight_assets.store import Receipt, Store, to_json_bytes
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from beatsight_assets.audio import write_wav
-from beatsight_assets.interchange.clips import SPLITS, Clips, Fact, Int16, Row, content_of, fact, samples_sha256
+from beatsight_assets.bundle.plan import SPLITS
+from beatsight_assets.interchange.clips import Clips, Fact, Int16, Row, content_of, fact, samples_sha256
 from beatsight_assets.stages import Progress
 from beatsight_assets.store import BLOCK_BYTES, Receipt, Store, to_json_bytes
 

@@ -9,17 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from beatsight_assets import midi
-from beatsight_assets.errors import InputError
-from beatsight_assets.events import CLOSED_PEDAL
+from beatsight_assets.interchange.sessions import TICKS_PER_QUARTER, to_midi
 from beatsight_assets.manifest import forms
 from beatsight_assets.sources.performance import read_performance
-from beatsight_assets.store import printable
-from beatsight_assets.taxonomy import HIHATS_WITH_OPENNESS, Taxonomy
+from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.transcribe import Hit
 
 NOTE_MAP = "beatsight"
-TICKS_PER_QUARTER = 960
-UNKNOWN_VELOCITY = 64  # of a hit without velocity: MIDI has no way to say so
 
 
 def write_labels(hits: Sequence[Hit]) -> bytes:
@@ -49,16 +45,8 @@ def write_midi(
     InputError `bad-label` : the note map has no note for a label
     midi.MidiError : as `midi.write_midi`
     """
-    note_of = {voice.label: number for number, voice in taxonomy.note_map(NOTE_MAP).items()}
-    notes, pedal = [], []
-    for hit in hits:
-        if hit.label not in note_of:
-            raise InputError(f"note map {NOTE_MAP} has no note for {printable(hit.label)[:80]!r}", code="bad-label")
-        value = UNKNOWN_VELOCITY if hit.velocity is None else min(max(round(127 * hit.velocity), 1), 127)
-        notes.append((hit.onset_us, note_of[hit.label], value))
-        if hit.openness is not None and hit.label in HIHATS_WITH_OPENNESS:
-            pedal.append((hit.onset_us, round(CLOSED_PEDAL * (1 - hit.openness))))
-    return midi.write_midi(notes, pedal=pedal, tempos=tempos, meters=meters, ticks_per_quarter=ticks_per_quarter)
+    rows = ((h.onset_us, h.label, h.velocity, h.openness) for h in hits)
+    return to_midi(rows, taxonomy, NOTE_MAP, tempos=tempos, meters=meters, ticks_per_quarter=ticks_per_quarter)
 
 
 def read_midi(content: bytes, taxonomy: Taxonomy, *, note_map: str = NOTE_MAP) -> list[Hit]:
