@@ -638,6 +638,31 @@ def run(settings: Settings, request: BundleRequest, *, progress: Progress = sile
     )
 
 
+def run_shards(settings: Settings, request: BundleRequest, shards: Sequence[int], *, progress: Progress = silent) -> Report:
+    """Stage `clips`: some shards of a bundle, whichever are not done; `run` finds them done and seals.
+
+    Raises
+    ------
+    as `export`
+    """
+    plan = cut_shards(settings, request, shards, progress=progress)
+    done = [s for s in shards if s < plan.n_shards]
+    receipts = [plan.shard_folder(s) / "SHARD.json" for s in done]
+    n_clips = sum(pl.scan_parquet(plan.shard_folder(s) / "clips.parquet").select(pl.len()).collect().item() for s in done)
+    return run_stage(
+        settings,
+        "clips",
+        version=VERSION,
+        partition=f"{request.name}.{'-'.join(plan.shard_name(s) for s in shards)[:100]}",
+        options={"plan_sha256": plan.sha256, "shards": [settings.store.sha256(r) for r in receipts]},
+        parents=[],
+        work=lambda: Outcome(
+            outputs=[(plan.shard_name(s), path, None) for s, path in zip(done, receipts, strict=True)],
+            figures={"shards": len(done), "clips": n_clips},
+        ),
+    )
+
+
 def judge(settings: Settings, exported: Exported, max_missing: int) -> Verdict:
     """Verdict of gate `bundle` over what lies on disk."""
     plan, found = exported.plan, exported.statistics

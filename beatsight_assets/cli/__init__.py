@@ -53,6 +53,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "export": "Cut the clips; repeat it with --resume after a kill.",
         "check": "Is every byte what it was sealed with?",
         "heal-list": "Planned events without a clip.",
+        "convert": "A bundle in the form of another tool.",
         "list": "Bundles and their state.",
         "remove": "Delete a bundle.",
         "archive": "Keep what a bundle was, without its samples."}),

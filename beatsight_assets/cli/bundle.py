@@ -272,6 +272,15 @@ def heal_list_command(session: Session, name: str, output: Path) -> int:
     return 1 if problems else 0
 
 
+@command("convert", help="A bundle in the form of another tool, below bundles/NAME/interchange; read back before it counts.")
+@click.argument("name")
+@click.option("--to", "kind", required=True, help="webdataset, hf-parquet, lhotse, croissant; a wrong name lists all.")
+def convert_command(session: Session, name: str, kind: str) -> int:
+    from beatsight_assets.interchange import stage
+
+    return finish(session, stage.run(session.settings, stage.InterchangeOptions(name, kind), progress=session.progress))
+
+
 @command("list", help="Bundles: clips, size, whether they are whole, and who needs them.")
 def list_command(session: Session) -> int:
     from beatsight_assets.bundle import check

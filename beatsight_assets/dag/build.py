@@ -5,6 +5,7 @@ import warnings
 import dagster as dg
 
 from beatsight_assets.dag.assets import manifest, model
+from beatsight_assets.dag.assets.bundle import build_bundle_assets, shard_names
 from beatsight_assets.dag.assets.raw import build_raw_assets
 from beatsight_assets.dag.checks.judge import build_checks
 from beatsight_assets.dag.jobs import JOBS
@@ -38,11 +39,12 @@ def build_defs(*, settings: Settings | None = None, executor: dg.ExecutorDefinit
     is_prod = known.profile == "prod"
     datasets = dg.StaticPartitionsDefinition(list(known.datasets))
     rendered = dg.StaticPartitionsDefinition([name for name, config in known.datasets.items() if config.rendered])
+    shards = dg.StaticPartitionsDefinition(shard_names(2 if known.profile == "demo" else 16))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # observable sources (design ruling 24)
         warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks
         return dg.Definitions(
-            assets=[*build_raw_assets(datasets, rendered), *manifest.ASSETS, *model.ASSETS],
+            assets=[*build_raw_assets(datasets, rendered), *manifest.ASSETS, *build_bundle_assets(shards), *model.ASSETS],
             asset_checks=build_checks({"events": datasets, "raw_integrity": datasets, "rendered_audio": rendered}),
             jobs=JOBS,
             sensors=build_sensors(dg.DefaultSensorStatus.RUNNING if is_prod else dg.DefaultSensorStatus.STOPPED, known.poll_s),

@@ -9,7 +9,18 @@ import dagster as dg
 
 from beatsight_assets.dag.assets.model import GPU_TAGS, TrainConfig
 
-MANIFEST = ("merged_manifest", "provenance_audit", "annotated_manifest", "splits", "manifest_health", "health_diff", "sampling_weights")
+MANIFEST = (
+    "merged_manifest",
+    "provenance_audit",
+    "crash_embeddings",
+    "crash_mapping",
+    "annotated_manifest",
+    "splits",
+    "manifest_metrics",
+    "manifest_health",
+    "health_diff",
+    "sampling_weights",
+)
 MODEL = ("recording_features", "candidate_model", "evaluation")
 READINESS = ("boundary_pack", "predictions", "readiness")
 RELEASE = ("promoted_model", "transcriptions")
@@ -34,6 +45,14 @@ JOBS = [
     _job("merge_job", "Merge all green datasets.", "merged_manifest"),
     _job("post_ingest_job", "From green datasets to a judged, split and weighted manifest.", *MANIFEST),
     _job("health_job", "Judge the manifest again.", "manifest_health", "health_diff"),
+    _job("verify_job", "Which clips would be cut, and what is missing.", "bundle_plan"),
+    _job("smoke_job", "Export a limited bundle, check and judge it.", "bundle_plan", "bundle_smoke"),
+    _job("export_job", "Cut all clips and seal the bundle. Choose all shards: one run makes them.", "bundle_plan", "clips", "bundle"),
+    dg.define_asset_job(
+        "digests_job",
+        dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("bundle"), "bundle_digests")),
+        description="Read every byte of the bundle.",
+    ),
     *(
         _job(name, f"Train with preset {preset} and evaluate.", *MODEL, config=dg.RunConfig(ops=train_with(preset)), gpu=True)
         for name, preset in PRESETS.items()

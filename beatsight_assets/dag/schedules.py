@@ -11,7 +11,7 @@ NIGHTLY_READS = 2_000  # files per dataset and night whose bytes are read; anoth
 
 
 def build_schedules(status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:
-    """nightly_integrity 02:00, nightly_health 03:00."""
+    """nightly_integrity 02:00, nightly_health 03:00, weekly_digests Sunday 05:00."""
 
     @dg.schedule(
         job_name="integrity_job",
@@ -40,4 +40,12 @@ def build_schedules(status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinit
         default_status=status,
         description="Judge the manifest again every night.",
     )
-    return [nightly_integrity, health]
+    digests = dg.ScheduleDefinition(
+        name="weekly_digests",
+        job_name="digests_job",
+        cron_schedule="0 5 * * 0",
+        execution_timezone="UTC",
+        default_status=status,
+        description="Read every byte of the bundle every week.",
+    )
+    return [nightly_integrity, health, digests]

@@ -11,6 +11,8 @@ from beatsight_assets_tests.dag.toys import Toys, made, refusals
 DEMO, GROOVE = "beatsight_demo", "groove_mididataset"
 BEFORE_TRAINING = (
     "merged_manifest",
+    "crash_embeddings",
+    "crash_mapping",
     "annotated_manifest",
     "splits",
     "manifest_health",
@@ -38,7 +40,7 @@ def test_red_child_does_not_run(toys: Toys) -> None:
     toys.red = {"splits/group_overlap"}
     result = toys.run(*BEFORE_TRAINING)
     assert not result.success
-    assert made(result) == {"merged_manifest", "annotated_manifest", "splits"}
+    assert made(result) == {"merged_manifest", "crash_embeddings", "crash_mapping", "annotated_manifest", "splits"}
 
 
 def test_red_then_green_dataset(toys: Toys) -> None:

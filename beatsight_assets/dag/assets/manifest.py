@@ -33,6 +33,30 @@ def provenance_audit(lake: Lake) -> dg.MaterializeResult:
 @dg.asset(
     deps=[merged_manifest],
     automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.crash_embeddings", "numpy", "parquet", heavy=True, pool="manifest"),
+)
+def crash_embeddings(lake: Lake) -> dg.MaterializeResult:
+    """How every crash sounds: spectral figures of its first 0.8 seconds, where there is audio."""
+    from beatsight_assets.manifest import crash_embeddings as stage
+
+    return lake.perform(stage.run)
+
+
+@dg.asset(
+    deps=[merged_manifest, crash_embeddings],
+    automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.crash_mapping", "json", pool="manifest"),
+)
+def crash_mapping(lake: Lake) -> dg.MaterializeResult:
+    """Which crash is the second one: by what the source says, else by its sound within the session."""
+    from beatsight_assets.manifest import crash_mapping as stage
+
+    return lake.perform(stage.run)
+
+
+@dg.asset(
+    deps=[merged_manifest, crash_mapping],
+    automation_condition=when_inputs_change(),
     **labels("manifest", "manifest.annotate", "polars", "parquet", pool="manifest"),
 )
 def annotated_manifest(lake: Lake) -> dg.MaterializeResult:
@@ -52,6 +76,18 @@ def splits(lake: Lake) -> dg.MaterializeResult:
     from beatsight_assets.manifest import splits as stage
 
     return lake.perform(stage.run)
+
+
+@dg.asset(
+    deps=[annotated_manifest, splits],
+    automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.compare", "json", pool="manifest"),
+)
+def manifest_metrics(lake: Lake) -> dg.MaterializeResult:
+    """Counts and statistics of the annotated manifest, kept for plots over time."""
+    from beatsight_assets.manifest import compare
+
+    return lake.perform(compare.run)
 
 
 @dg.asset(
@@ -84,4 +120,15 @@ def sampling_weights(lake: Lake) -> dg.MaterializeResult:
     return frames.with_weights(lake.settings, lake.perform(sampling.run))
 
 
-ASSETS = [merged_manifest, provenance_audit, annotated_manifest, splits, manifest_health, health_diff, sampling_weights]
+ASSETS = [
+    merged_manifest,
+    provenance_audit,
+    crash_embeddings,
+    crash_mapping,
+    annotated_manifest,
+    splits,
+    manifest_metrics,
+    manifest_health,
+    health_diff,
+    sampling_weights,
+]

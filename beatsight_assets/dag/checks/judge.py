@@ -9,13 +9,15 @@ from typing import Any
 
 import dagster as dg
 
-from beatsight_assets.dag.checks.table import CHECKS, NOT_REQUIRED, Check, checks_of
+from beatsight_assets.dag.checks.table import CHECKS, NOT_REQUIRED, TRAINING, Check, checks_of
 from beatsight_assets.dag.metadata import MAX_INLINE, bullet_list, is_number, markdown_table, rounded
 from beatsight_assets.dag.resources import Lake
 from beatsight_assets.errors import InputError
 from beatsight_assets.settings import Settings
-from beatsight_assets.stages import Report, changed_outputs, read_receipt
+from beatsight_assets.stages import Report, changed_outputs, digest_of, read_receipt, receipt_path
 from beatsight_assets.verdict import Rule, Verdict, failures_of, shown
+
+BUNDLE_DIGESTS = "bundle_digests"
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,38 @@ def rules_table(rules: Sequence[Rule]) -> str:
 
 
 def answers(settings: Settings, asset: str, partition: str | None, names: Iterable[str]) -> Iterator[dg.AssetCheckResult]:
-    """Results of some checks of one asset; the receipt and the files are read once."""
-    loaded = load(settings, asset, partition)
+    """Results of some checks of one asset; each receipt and its files are read once."""
+    loaded: dict[tuple[str, str | None], Report | Answer] = {}
     for check in checks_of(asset):
-        if check.name in names:
-            if isinstance(loaded, Answer):
-                yield as_result(check, loaded, None)
-            else:
-                yield as_result(check, answer(check, loaded, settings.gates.required), loaded.digest)
+        if check.name not in names:
+            continue
+        place = (check.stage or asset, check.of or partition)
+        if place not in loaded:
+            loaded[place] = _elsewhere(settings, check, *place) if check.stage else load(settings, *place)
+        found = loaded[place]
+        if isinstance(found, Answer):
+            yield as_result(check, found, None)
+        else:
+            yield as_result(check, answer(check, found, settings.gates.required), found.digest)
+
+
+def _elsewhere(settings: Settings, check: Check, stage: str, partition: str | None) -> Report | Answer:
+    """The receipt of another stage than the asset's own: it may not exist yet, and it must be about the files that are there now."""
+    if check.no_verdict is not None and not receipt_path(settings, stage, partition).is_file():
+        return Answer(True, check.no_verdict)
+    found = load(settings, stage, partition)
+    if isinstance(found, Report):
+        for parent in found.parents:
+            if digest_of(settings, settings.layout.root / parent.path) != parent.sha256:
+                return Answer(False, f"stale: {parent.path} is not what was judged. Judge it again")
+    return found
+
+
+def _read_every_byte(lake: Lake) -> None:
+    """The one check that measures when it is asked: bytes rot between materializations, and no receipt shows it."""
+    from beatsight_assets.bundle import check
+
+    lake.perform(check.run, check.CheckOptions(TRAINING))
 
 
 def build_checks(partitions: dict[str, dg.PartitionsDefinition]) -> list[dg.AssetChecksDefinition]:
@@ -150,6 +176,8 @@ def _checks_of_asset(asset: str, partitions: dg.PartitionsDefinition | None) -> 
     @dg.multi_asset_check(name=f"{asset}_checks", specs=specs, can_subset=True, description=f"Verdicts of {asset}, read from its receipt.")
     def judge(context: dg.AssetCheckExecutionContext, lake: Lake) -> Iterator[dg.AssetCheckResult]:
         names = {key.name for key in context.selected_asset_check_keys}
+        if BUNDLE_DIGESTS in names:
+            _read_every_byte(lake)
         yield from answers(lake.settings, asset, context.partition_key if partitions else None, names)
 
     return judge

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+TRAINING = "training"  # the bundle that assets make; the command line makes others
 NO_LIMIT = "no limit set"
 NOT_REQUIRED = "not required by this profile"
 
@@ -18,6 +19,8 @@ class Check:
     `no_rules` : what to say when the verdict has no such rule; without it that is a failure
     `no_verdict` : what to say when the receipt has no such verdict; without it that is a failure
     `optional_gate` : the profile decides in `required:` whether this gate must have judged something
+    `stage` : whose receipt holds the verdict; empty = the asset's own
+    `of` : partition of that receipt where the asset has none (the name of the bundle)
     """
 
     asset: str
@@ -29,15 +32,19 @@ class Check:
     no_rules: str | None = None
     no_verdict: str | None = None
     optional_gate: bool = False
+    stage: str = ""
+    of: str | None = None
 
     @property
     def key(self) -> dg.AssetCheckKey:
         return dg.AssetCheckKey(dg.AssetKey(self.asset), self.name)
 
 
-def _rules(asset: str, gate: str, blocking: bool = True, no_rules: str | None = None, **must_hold: str) -> tuple[Check, ...]:
+def _rules(
+    asset: str, gate: str, blocking: bool = True, no_rules: str | None = None, of: str | None = None, **must_hold: str
+) -> tuple[Check, ...]:
     """Checks that are each answered by the rules of the same name."""
-    return tuple(Check(asset, name, text, gate, (name,), blocking, no_rules) for name, text in must_hold.items())
+    return tuple(Check(asset, name, text, gate, (name,), blocking, no_rules, of=of) for name, text in must_hold.items())
 
 
 CHECKS: tuple[Check, ...] = (
@@ -84,7 +91,9 @@ CHECKS: tuple[Check, ...] = (
         "annotation_alignment",
         (),
         False,
-        no_verdict="no audio",
+        no_verdict="not measured. Run: beatsight readiness align --annotations",
+        optional_gate=True,
+        stage="annotation_alignment",
     ),
     *_rules(
         "merged_manifest",
@@ -98,6 +107,7 @@ CHECKS: tuple[Check, ...] = (
         "Every event traces back to a session with files, a licence and an importer.",
         "provenance_audit",
     ),
+    *_rules("crash_mapping", "crash_mapping", blocking=False, crash_coverage="Most crashes are told apart: the first from the second."),
     *_rules(
         "annotated_manifest",
         "annotate",
@@ -160,6 +170,34 @@ CHECKS: tuple[Check, ...] = (
         weights_in_bounds="Every weight lies between the bounds of its profile.",
         weights_match_manifest="There is one weight for every training event, and it names this manifest.",
     ),
+    *_rules(
+        "bundle_plan",
+        "bundle_plan",
+        of=TRAINING,
+        audio_resolves="Every planned clip has its audio.",
+        disk_budget="The disk has room for the clips.",
+    ),
+    *_rules("bundle_plan", "bundle_plan", blocking=False, of=TRAINING, disk_headroom="The disk has room to spare."),
+    *_rules("bundle_smoke", "bundle_smoke", smoke_complete="A limited bundle was exported, checked and judged without a fault."),
+    *_rules(
+        "bundle",
+        "bundle",
+        of=TRAINING,
+        bundle_complete="No planned clip is missing.",
+        bundle_counts="Events = clips + what was left out, over splits, sources and outcomes.",
+        clip_shape="Every clip and every part is as long as the plan says.",
+        clip_digest_overlap="No clip is in two splits.",
+    ),
+    Check(
+        "bundle",
+        "bundle_digests",
+        "Every byte is what was sealed.",
+        "bundle_digests",
+        ("bundle_digests",),
+        stage="bundle_digests",
+        of=TRAINING,
+    ),
+    *_rules("interchange", "roundtrip", of=f"{TRAINING}.webdataset", roundtrip="What was written reads back as it was."),
     *_rules(
         "recording_features",
         "recording_features",

@@ -1,0 +1,89 @@
+"""From the manifest to training clips, shard by shard."""
+
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from beatsight_assets.dag.assets import labels
+from beatsight_assets.dag.checks.table import TRAINING
+from beatsight_assets.dag.resources import Lake
+
+
+class BundleConfig(dg.Config):
+    """How the bundle is cut. Give all assets of one export the same."""
+
+    layout: str = Field(default="shards", description="shards (parts of 4,096 clips) or wav (a file per clip).")
+    max_missing: int = Field(default=0, description="Clips without audio to tolerate.")
+
+
+class SmokeConfig(dg.Config):
+    """How much of the manifest a smoke run cuts."""
+
+    limit: int | None = Field(default=None, description="Clips; empty: 50,000.")
+
+
+class InterchangeConfig(dg.Config):
+    """Which form a bundle gets for other tools."""
+
+    kind: str = Field(
+        default="webdataset", description="webdataset, hf-parquet, lhotse, croissant and others: see `beatsight bundle convert --help`."
+    )
+
+
+def shard_names(n_shards: int) -> list[str]:
+    """Names of the shards, as folders have them."""
+    return [f"{n:02d}" for n in range(n_shards)]
+
+
+def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
+    """bundle_plan, clips[shard], bundle, bundle_smoke, interchange; one run makes all shards, and any run makes any of them."""
+    n_shards = len(shards.get_partition_keys())
+
+    def request(config: BundleConfig) -> Any:
+        """Resume while the plan is true, else build anew beside the old bundle."""
+        from beatsight_assets.bundle.export import BundleRequest
+
+        return BundleRequest(TRAINING, None, {"layout": config.layout, "shards": n_shards}, "update", max_missing=config.max_missing)
+
+    @dg.asset(deps=["annotated_manifest", "splits"], **labels("bundle", "bundle.verify", "polars", "parquet", pool="bundle"))
+    def bundle_plan(lake: Lake, config: BundleConfig) -> dg.MaterializeResult:
+        """Which events become clips, where their audio lies, and how much room they take."""
+        from beatsight_assets.bundle import verify
+
+        return lake.perform(verify.run, request(config))
+
+    @dg.asset(deps=[bundle_plan], **labels("bundle", "checklist.smoke", "json", heavy=True, pool="bundle"))
+    def bundle_smoke(lake: Lake, config: SmokeConfig) -> dg.MaterializeResult:
+        """A limited bundle, exported, checked and judged; how long the whole would take."""
+        from beatsight_assets.checklist import smoke
+
+        return lake.perform(smoke.run, smoke.SmokeOptions(limit=config.limit))
+
+    @dg.asset(
+        deps=[bundle_plan],
+        partitions_def=shards,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        **labels("bundle", "bundle.export", "wav", "parquet", heavy=True, pool="bundle"),
+    )
+    def clips(context: dg.AssetExecutionContext, lake: Lake, config: BundleConfig) -> dg.MaterializeResult:
+        """Training clips of some recordings: a shard is made whole or not at all, and a finished one is kept."""
+        from beatsight_assets.bundle import export
+
+        return lake.perform(export.run_shards, request(config), [int(key) for key in context.partition_keys])
+
+    @dg.asset(deps=[clips, bundle_plan], **labels("bundle", "bundle.export", "parquet", heavy=True, pool="bundle"))
+    def bundle(lake: Lake, config: BundleConfig) -> dg.MaterializeResult:
+        """The sealed bundle: totals counted from the shards, and the marker without which no reader opens it."""
+        from beatsight_assets.bundle import export
+
+        return lake.perform(export.run, request(config))
+
+    @dg.asset(deps=[bundle], **labels("bundle", "interchange.stage", "wav", heavy=True, pool="bundle"))
+    def interchange(lake: Lake, config: InterchangeConfig) -> dg.MaterializeResult:
+        """The bundle in the form of another tool, read back before it counts."""
+        from beatsight_assets.interchange import stage
+
+        return lake.perform(stage.run, stage.InterchangeOptions(TRAINING, config.kind))
+
+    return [bundle_plan, bundle_smoke, clips, bundle, interchange]
