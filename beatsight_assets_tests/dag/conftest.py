@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import dagster as dg
 import pytest
-from dagster._core.storage.defs_state.base import set_defs_state_storage
+from dagster._core.storage.defs_state.base import DefsStateStorage
 
 from beatsight_assets.settings import Settings
 from beatsight_assets_tests.dag.toys import Toys
@@ -18,15 +18,18 @@ CALM = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_storage_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster keeps the storage of an instance as that of the process, and puts an older one back whenever the garbage collector closes a
+    generator that it lost. Loading definitions asks it for state that this graph does not have, on a folder that is gone by then.
+    """
+    monkeypatch.setattr(DefsStateStorage, "get", staticmethod(lambda: None))
+
+
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    """A real instance with SQLite in a temporary folder, so that one run sees what another left.
-
-    Dagster keeps the storage of an instance that was entered twice as the storage of the process. The folder is gone by then, and whatever
-    test loads definitions next fails on it; so the storage of the process is put back too.
-    """
+    """A real instance with SQLite in a temporary folder, so that one run sees what another left."""
     with (
-        set_defs_state_storage(None),
         TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
         dg.DagsterInstance.local_temp(folder, overrides=CALM) as found,
     ):
