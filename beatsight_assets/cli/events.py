@@ -463,10 +463,12 @@ def compare_command(session: Session, baseline: str, candidate: str, json_output
 def metrics_command(session: Session, manifest: str, output: Path | None) -> int:
     import polars as pl
 
-    from beatsight_assets.manifest.compare import snapshot
+    from beatsight_assets.manifest.compare import run, snapshot
     from beatsight_assets.store import Store, hash_file
 
     settings = session.settings
+    if manifest == "annotated" and output is None:
+        return finish(session, run(settings, progress=session.progress))
     target = settings.user_output(output) if output else None
     path, frame = read_manifest(session, manifest)
     splits = settings.layout.splits

@@ -1,29 +1,35 @@
 """What a manifest holds in a page of numbers, and what changed between two of them.
 
-Belongs here: the snapshot kept per release (`manifest_metrics`) and the difference of two manifests (`manifest_diff`).
-Does not belong here: judging a manifest (`health`).
+Belongs here: the stages `manifest_metrics` (a snapshot; rule `drift` of gate `metrics`, which warns) and `manifest_diff` (what changed since
+the version before; no gate), and the difference of any two manifests. Does not belong here: judging a manifest (`health`).
+
+Both stages compare with what they wrote last about another version, and keep that in their file: done again, they say the same again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from beatsight_assets.errors import NothingToDo
-from beatsight_assets.events import hits_of, label_counts, read_events
+from beatsight_assets import store
+from beatsight_assets.errors import InputError, NothingToDo
+from beatsight_assets.events import Manifest, hits_of, label_counts
 from beatsight_assets.manifest.annotate import count_techniques
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
+from beatsight_assets.verdict import Artifact, Rule, Verdict
 
-STAGE = "manifest_metrics"
-VERSION = "1"
+STAGE, DIFF_STAGE = "manifest_metrics", "manifest_diff"
+VERSION = "2"
+MAX_DRIFT = 0.1  # share of the hits that would need another label to look like the version before
 QUANTILES = (5, 25, 50, 75, 95)  # percent
 DIGITS = 9  # what is left of a f32, and independent of the order of summation
 UNASSIGNED = "unassigned"
+COLUMNS = ("source_set", "session_id", "group_id", "split_hint", "components", "techniques")  # all that is counted
 
 Counts = Mapping[str, int]
 
@@ -74,7 +80,12 @@ def snapshot(events: pl.DataFrame, splits: pl.DataFrame | None = None) -> dict[s
 
 def compare(baseline: pl.DataFrame, candidate: pl.DataFrame) -> dict[str, Any]:
     """Both manifests in counts, and what changed: only what differs is in `delta`, the largest change first, then by name."""
-    sides = {"baseline": _census(baseline), "candidate": _census(candidate)}
+    return compare_censuses(_census(baseline), _census(candidate))
+
+
+def compare_censuses(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[str, Any]:
+    """`compare` of two manifests that were counted before."""
+    sides: dict[str, Any] = {"baseline": dict(baseline), "candidate": dict(candidate)}
 
     def changed(field: str) -> dict[str, dict[str, int]]:
         before, after = sides["baseline"][field], sides["candidate"][field]
@@ -92,8 +103,18 @@ def drops(delta: Mapping[str, Mapping[str, Mapping[str, int]]], more_than: int) 
     return {k: -v["delta"] for k, v in sorted(rows.items()) if -v["delta"] > more_than}
 
 
+def drift(before: Counts, after: Counts) -> float:
+    """How far two label counts are apart: half the sum of the differences of their shares, 0 equal .. 1 nothing in common.
+
+    >>> drift({"kick": 50, "snare": 50}, {"kick": 100, "snare": 100}), drift({"kick": 3, "snare": 1}, {"kick": 1, "snare": 1})
+    (0.0, 0.25)
+    """
+    n, m = max(sum(before.values()), 1), max(sum(after.values()), 1)
+    return sum(abs(before.get(k, 0) / n - after.get(k, 0) / m) for k in sorted({*before, *after})) / 2
+
+
 def run(settings: Settings, options: SnapshotOptions = SnapshotOptions(), *, progress: Progress = silent) -> Report:
-    """Publish reports/metrics/<name>_snapshot.json.
+    """Publish reports/metrics/<name>_snapshot.json. Rule `drift` (gate `metrics`) warns when the labels are distributed otherwise than before.
 
     Raises
     ------
@@ -102,20 +123,32 @@ def run(settings: Settings, options: SnapshotOptions = SnapshotOptions(), *, pro
     """
     manifest = options.manifest or settings.layout.annotated
     splits = settings.layout.splits if options.manifest is None and settings.layout.splits.is_file() else None
+    target = settings.layout.report("metrics", f"{options.name}_snapshot.json")
 
     def work() -> Outcome:
-        events = read_events(manifest)
-        if not events.height:
-            raise NothingToDo("the manifest holds no event; nothing was written", code="nothing-to-do", where=settings.store.rel(manifest))
-        progress(f"counting {events.height:,} events")
+        events = _read(settings, manifest, progress)
         found = snapshot(events, pl.read_parquet(splits) if splits else None)
-        report = {"manifest": settings.store.rel(manifest), "sha256": settings.store.sha256(manifest)} | found
-        target = settings.layout.report("metrics", f"{options.name}_snapshot.json")
+        digest = settings.store.sha256(manifest)
+        before = _before(target, digest, lambda last: {k: last[k] for k in ("sha256", "label_counts")})
+        report = {"manifest": settings.store.rel(manifest), "sha256": digest, "previous": before} | found
         settings.store.publish_json(target, report)
+        rule = (
+            Rule.waive("drift", "there is no earlier snapshot")
+            if before is None
+            else Rule.at_most(
+                "drift",
+                round(drift(before["label_counts"], found["label_counts"]), DIGITS),
+                MAX_DRIFT,
+                "share of the hits by which the labels are distributed otherwise than before",
+                blocking=False,
+            )
+        )
+        artifact = Artifact("manifest", settings.store.rel(manifest), digest, events.height)
         return Outcome(
             outputs=[("snapshot", target, None)],
             figures={k: found[k] for k in ("num_events", "num_sessions", "num_groups")},
             facts={k: v for k, v in report.items() if not k.startswith("num_")},
+            verdicts=[Verdict("metrics", (rule,), inputs=(artifact,), support={"events": events.height}, profile=settings.profile)],
             table=Table(("component", "hits"), tuple(list(found["label_counts"].items())[:24])),
         )
 
@@ -127,6 +160,62 @@ def run(settings: Settings, options: SnapshotOptions = SnapshotOptions(), *, pro
         parents=[("manifest", manifest), *([("splits", splits)] if splits else [])],
         work=work,
     )
+
+
+@dataclass(frozen=True)
+class DiffOptions:
+    """`manifest_diff` has none: it is always about the annotated manifest."""
+
+
+def run_diff(settings: Settings, options: DiffOptions = DiffOptions(), *, progress: Progress = silent) -> Report:
+    """Publish reports/metrics/annotated_diff.json: the annotated manifest against the version this stage saw before, in counts. No gate.
+
+    Raises
+    ------
+    InputError `missing-input`, `bad-manifest`
+    NothingToDo `nothing-to-do` : zero events
+    """
+    manifest = settings.layout.annotated
+    target = settings.layout.report("metrics", "annotated_diff.json")
+
+    def work() -> Outcome:
+        census = _census(_read(settings, manifest, progress))
+        digest = settings.store.sha256(manifest)
+        before = _before(target, digest, lambda last: {"sha256": last["sha256"], **last["candidate"]})
+        known = {k: v for k, v in (before or {}).items() if k != "sha256"} or census
+        report = compare_censuses(known, census)
+        document = {"manifest": settings.store.rel(manifest), "sha256": digest, "previous": before, "is_first": before is None} | report
+        settings.store.publish_json(target, document)
+        delta = report["delta"]
+        changed = {k: len(delta[k]) for k in ("sessions", "components", "techniques")}
+        return Outcome(
+            outputs=[("diff", target, None)],
+            figures={"events_delta": delta["total_events"]["delta"], "sessions_delta": delta["unique_sessions"]["delta"]}
+            | {f"{k}_changed": n for k, n in changed.items()},
+            facts={"previous_sha256": before["sha256"] if before else None, "components": delta["components"], "techniques": delta["techniques"]},
+            table=Table(("component", "before", "after", "delta"), tuple((k, v["baseline"], v["candidate"], v["delta"]) for k, v in list(delta["components"].items())[:24])),
+        )  # fmt: skip
+
+    return run_stage(settings, DIFF_STAGE, version=VERSION, options={}, parents=[("manifest", manifest)], work=work)
+
+
+def _read(settings: Settings, manifest: Path, progress: Progress) -> pl.DataFrame:
+    table = Manifest(manifest)
+    if not table.n_rows:
+        raise NothingToDo("the manifest holds no event; nothing was written", code="nothing-to-do", where=settings.store.rel(manifest))
+    progress(f"counting {table.n_rows:,} events")
+    return table.read(columns=COLUMNS)
+
+
+def _before(target: Path, digest: str, pick: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any] | None:
+    """What to compare with: the last file, if it is about another version; else what that file compared with. None the first time."""
+    try:
+        last = store.read_json(target) if target.is_file() else None
+        if not isinstance(last, dict):
+            return None
+        return last["previous"] if last["sha256"] == digest else pick(last)
+    except (InputError, KeyError, TypeError):
+        return None  # of another version of this tool, or torn: there is nothing to compare with
 
 
 def _census(events: pl.DataFrame) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from beatsight_assets.errors import ConfigError, NothingToDo
 from beatsight_assets.manifest import techniques
-from beatsight_assets.manifest.compare import compare, drops, run, snapshot
+from beatsight_assets.manifest.compare import compare, drift, drops, run, run_diff, snapshot
 from beatsight_assets.manifest.hihat import measure_hihats
 from beatsight_assets.settings import Settings
 from beatsight_assets_tests.manifest.factory import event, frame, hit, random_events
@@ -129,3 +129,53 @@ def test_a_catalogue_is_never_empty(tmp_path: Path, text: str | None, code: str)
     with pytest.raises(ConfigError) as refused:
         techniques.read_names(path)
     assert (refused.value.code, refused.value.exit_code) == (code, 2)
+
+
+def test_drift_is_against_the_version_before_and_warns(settings: Settings) -> None:
+    """The first snapshot is waived; a later one is compared with the one before, also when it is made again; a large change warns only."""
+    layout = settings.layout
+
+    def rule_of(rows: list[dict[str, object]]) -> tuple[bool, bool, float | None, bool]:
+        settings.store.publish_frame(layout.annotated, frame(rows))
+        report = run(settings)
+        verdict = report.verdict("metrics")
+        assert verdict is not None and report.passed
+        rule = verdict.rules[0]
+        return rule.waived, rule.passed, rule.value, rule.blocking
+
+    four = [event(float(i), "kick" if i < 3 else "snare") for i in range(4)]
+    assert rule_of(four) == (True, True, None, True)
+    assert rule_of([*four, *(r | {"event_id": f"x{n}", "session_id": "b"} for n, r in enumerate(four))]) == (False, True, 0.0, False)
+    assert rule_of([event(float(i), "snare") for i in range(4)]) == (False, False, 0.75, False)
+    target = layout.root / "reports/metrics/annotated_snapshot.json"
+    once = target.read_bytes()
+    (layout.root / "receipts/manifest_metrics.json").unlink()
+    run(settings)
+    assert target.read_bytes() == once
+    target.write_text("torn")
+    assert run(settings).verdicts[0].rules[0].waived
+    assert drift({}, {"kick": 1}) == 0.5 and drift({"kick": 1}, {"snare": 1}) == 1.0
+
+
+def test_diff_stage_keeps_the_version_before(settings: Settings) -> None:
+    """reports/metrics/annotated_diff.json: first nothing changed, then what changed since; made again it says the same."""
+    layout = settings.layout
+    settings.store.publish_frame(layout.annotated, frame(ROWS))
+    assert run_diff(settings).figures["events_delta"] == 0
+    settings.store.publish_frame(layout.annotated, frame([*ROWS, event(9.0, "china", techniques=["flam"])]))
+    report = run_diff(settings)
+    assert report.figures == {
+        "events_delta": 1,
+        "sessions_delta": 0,
+        "sessions_changed": 1,
+        "components_changed": 1,
+        "techniques_changed": 1,
+    }
+    written = json.loads((layout.root / "reports/metrics/annotated_diff.json").read_text())
+    assert written["delta"]["components"] == {"china": {"baseline": 0, "candidate": 1, "delta": 1}} and not written["is_first"]
+    assert run_diff(settings).reused
+    (layout.root / "receipts/manifest_diff.json").unlink()
+    assert run_diff(settings).digest == report.digest
+    settings.store.publish_frame(layout.annotated, frame([]))
+    with pytest.raises(NothingToDo):
+        run_diff(settings)
