@@ -72,6 +72,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "run": "Judge boundary, open set, bootstrap and calibration."}),
     "quarantine": ("Files that were refused.", {"list": "One row per refused file.", "show": "Why one file was refused."}),
     "checklist": ("Steps around the long ones, in order.", {
+        "post-ingest": "What has to hold after an ingest.",
         "pre-export": "What has to hold before an export.",
         "post-export": "What follows a sealed bundle."}),
     "collect": ("Own samples.", {

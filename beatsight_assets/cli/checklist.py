@@ -8,6 +8,20 @@ from beatsight_assets.cli.bundle import audio_options
 from beatsight_assets.cli.common import Session, command, emit, manifest_path
 
 
+@command("post-ingest", help="Is the manifest well-formed, healthy, and can it be drawn from? Exit 1 when a step fails.")
+@click.option("--events", "manifest", help="A manifest (name or file) instead of the annotated one.")
+@click.option("--keep-going", is_flag=True, help="Do the other steps after a failed one too.")
+@click.option("--no-tests", is_flag=True, help="Leave the step `tests` out.")
+def post_ingest_command(session: Session, manifest: str | None, keep_going: bool, no_tests: bool) -> int:
+    from beatsight_assets.checklist.post_ingest import PostIngestOptions, post_ingest
+    from beatsight_assets.checklist.steps import text_of
+
+    path = manifest_path(session.settings, manifest) if manifest else None
+    result = post_ingest(session.settings, PostIngestOptions(path, not no_tests, keep_going), progress=session.progress)
+    emit(session, result, text_of(result))
+    return 0 if result["passed"] else 1
+
+
 @command("pre-export", help="Raw files, green verdicts of health and splits, audio of every event, a smoke run. Exit 1 when a step fails.")
 @click.argument("manifest", required=False)
 @click.option("--limit", type=click.IntRange(min=1), help="Clips of the smoke run.  [default: EXPORT_LIMIT or 50000]")

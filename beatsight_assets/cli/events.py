@@ -45,39 +45,14 @@ def _where(target: Path | None) -> str:
 @click.argument("manifest")
 @click.option("--techniques", "techniques_file", type=FILE, help="Technique catalogue (YAML, JSON, text) instead of the configured one.")
 def validate_command(session: Session, manifest: str, techniques_file: Path | None) -> int:
-    from beatsight_assets import events
     from beatsight_assets.manifest import techniques
-    from beatsight_assets.taxonomy import Taxonomy
+    from beatsight_assets.manifest.validate import lines_of, validate
 
     names = techniques.read_names(techniques_file or session.settings.config_path("techniques"))
     _, frame = read_manifest(session, manifest)
-    taxonomy = Taxonomy.load(session.settings)
-    counts, violations = events.find_violations(frame, taxonomy)
-    wrong_ids = events.find_wrong_ids(frame, list(session.settings.datasets))
-    counts["event_id_recomputes"] = wrong_ids.len()
-    for row in wrong_ids.head(20 - len(violations)).to_list():
-        found = str(frame["event_id"][row])
-        violations.append(events.Violation("event_id_recomputes", found, row + 1, "event_id", f'"{found}"'))
-    unknown = events.unknown_labels(frame, taxonomy)
-    strangers = techniques.count_strangers(frame, names)
-    counts["techniques_known"] = sum(strangers.values())
-    broken = {rule: n for rule, n in counts.items() if n}
-    lines = [
-        f"{manifest}: {frame.height:,} events, {sum(broken.values()):,} broken rules, {sum(unknown.values()):,} hits with unknown labels"
-    ]
-    lines += [f"  {rule}: {n:,}" for rule, n in broken.items()]
-    lines += [f"    row {v.row}: {v.field} is {v.value[:80]} ({v.rule})" for v in violations]
-    lines += [f"  unknown label {label}: {n:,} hits" for label, n in unknown.items()]
-    lines += [f"  technique {name}: {n:,} events; not in the catalogue" for name, n in strangers.items()]
-    payload = {
-        "events": frame.height,
-        "broken": broken,
-        "unknown_labels": unknown,
-        "unknown_techniques": strangers,
-        "problems": [vars(v) for v in violations],
-    }
-    emit(session, payload, "\n".join(lines))
-    return 1 if broken or unknown else 0
+    passed, report = validate(frame, session.settings, names)
+    emit(session, report, "\n".join(lines_of(manifest, report)))
+    return 0 if passed else 1
 
 
 @command(
