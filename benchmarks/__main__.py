@@ -7,7 +7,17 @@ import sys
 
 from benchmarks.harness import HEADER, Result, pin_threads, save
 
-NAMES = ("command_help", "midi_ingest", "ingest_scale", "frame_features", "transcription", "render_kits", "bundle_export", "demo")
+NAMES = (
+    "command_help",
+    "midi_ingest",
+    "ingest_scale",
+    "frame_features",
+    "near_duplicates",
+    "transcription",
+    "render_kits",
+    "bundle_export",
+    "demo",
+)
 
 
 def main(names: list[str]) -> int:
