@@ -65,7 +65,7 @@ def integrity_command(
     return 0 if payload["passed"] else 1
 
 
-@command("presence", help="Sessions, files and bytes per root, and ingested sessions that no root holds any more.")
+@command("presence", help="Sessions, files and bytes per root; exit 1 when a root or a session is gone.")
 @click.argument("names", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every dataset that was ingested here.")
 def presence_command(session: Session, names: tuple[str, ...], every: bool) -> int:
@@ -82,6 +82,7 @@ def presence_command(session: Session, names: tuple[str, ...], every: bool) -> i
     for one in found:
         lines.append(f"{one['source_set']}: {one['sessions']:,} sessions, {one['missing']:,} of them in no root")
         lines += [f"  root {r['root']}: {r['sessions']:,} sessions, {r['files']:,} files, {r['bytes']:,} bytes" for r in one["roots"]]
+        lines += [f"  root {n}: not there" for n in one["absent_roots"]]
         lines += [f"  missing: {name}" for name in one["missing_sessions"]]
     emit(session, {"datasets": found}, "\n".join(lines))
-    return 1 if any(one["missing"] for one in found) else 0
+    return 0 if all(one["complete"] for one in found) else 1

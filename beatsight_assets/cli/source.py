@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from beatsight_assets.cli.common import Session, command, emit, finish
+from beatsight_assets.cli.common import Session, command, emit, finish, manifest_target, write_manifest
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.settings import Settings
 
@@ -31,9 +31,9 @@ def list_command(session: Session) -> int:
                 "raw": [session.settings.store.rel(r) for r in roots or session.settings.raw_roots(source_set)],
             }
         )
-    lines = [f"{'dataset':<22}{'short':<10}{'raw data':<10}{'events':>10}  licence"]
+    lines = [f"{'dataset':<29}{'short':<17}{'raw data':<10}{'events':>10}  licence"]
     lines += [
-        f"{r['source_set']:<22}{r['short']:<10}{'present' if r['present'] else 'absent':<10}{'-' if r['events'] is None else format(r['events'], ','):>10}  {r['licence']}"
+        f"{r['source_set']:<29}{r['short']:<17}{'present' if r['present'] else 'absent':<10}{'-' if r['events'] is None else format(r['events'], ','):>10}  {r['licence']}"
         for r in rows
     ]
     emit(session, {"datasets": rows}, "\n".join(lines))
@@ -75,6 +75,8 @@ def scan_command(session: Session, name: str, roots: tuple[Path, ...]) -> int:
     "--limit", type=click.IntRange(min=1), help="Only the first N recordings, of an inventory N sessions: for a look, not for training."
 )
 @click.option("--no-hash-audio", is_flag=True, help="Know audio by size and time of change: its sha256 in provenance stays empty.")
+@click.option("--output-events", type=click.Path(path_type=Path), help="Also write the events there, as .parquet or .jsonl.")
+@click.option("--output-provenance", type=click.Path(path_type=Path), help="Also write the provenance there, one JSON object per line.")
 @click.option("--license-ref", metavar="TEXT", help="Licence to note in provenance instead of the dataset's own.")
 def ingest_command(
     session: Session,
@@ -84,6 +86,8 @@ def ingest_command(
     inventory_only: bool,
     limit: int | None,
     no_hash_audio: bool,
+    output_events: Path | None,
+    output_provenance: Path | None,
     license_ref: str | None,
 ) -> int:
     from beatsight_assets.sources import find_root, ingest, take_inventory
@@ -96,14 +100,36 @@ def ingest_command(
             "name a dataset, or give --all with at least one raw folder present. See: beatsight source list", code="no-dataset"
         )
     settings = _with_roots(settings, names, roots)
+    if (output_events or output_provenance) and len(names) != 1:
+        raise ConfigError("--output-events and --output-provenance go with exactly one dataset", code="bad-option")
+    targets = (output_events and manifest_target(session, output_events), output_provenance and settings.user_output(output_provenance))
     if inventory_only:
         listed = (take_inventory(settings, n, limit=limit, hash_audio=not no_hash_audio, progress=session.progress) for n in names)
         return finish(session, *listed)
-    found = (
+    found = [
         ingest(settings, name, limit=limit, hash_audio=not no_hash_audio, license_ref=license_ref, progress=session.progress)
         for name in names
-    )
+    ]
+    _write_copies(session, settings.dataset(names[0])[0], *targets)
     return finish(session, *found)
+
+
+def _write_copies(session: Session, source_set: str, events_target: Path | None, provenance_target: Path | None) -> None:
+    """What was just ingested, where and in the form the user wants it."""
+    from beatsight_assets import store
+    from beatsight_assets.events import read_events
+
+    layout = session.settings.layout
+    if events_target is not None:
+        write_manifest(session, events_target, read_events(layout.events(source_set)))
+    if provenance_target is not None:
+        import json
+
+        import polars as pl
+
+        rows = pl.read_parquet(layout.provenance(source_set)).drop("content_key").to_dicts()
+        lines = (store.to_json_bytes(r | {k: json.loads(r[k]) for k in ("facts", "issues")}, indent=None) for r in rows)
+        store.Store(provenance_target.parent, remember=False).publish(provenance_target, b"".join(lines))
 
 
 def _with_roots(settings: Settings, names: tuple[str, ...], roots: tuple[Path, ...]) -> Settings:

@@ -241,12 +241,15 @@ def chosen_datasets(settings: Settings, names: Sequence[str]) -> list[str]:
 
 
 def presence(settings: Settings, source_set: str) -> dict[str, Any]:
-    """Per root: sessions of the last ingest whose files it holds, files and bytes; and sessions that no root holds."""
+    """Per configured root: whether it is there, sessions of the last ingest whose files it holds, files and bytes; and sessions that no
+    root holds. `complete` : none is missing, and the roots that the dataset needs are there."""
     import polars as pl
 
     path = settings.layout.provenance(source_set)
     rows = pl.read_parquet(path, columns=["session_id", "sample_paths"]).rows() if path.is_file() else []
-    trees = [(n, Tree.at(r)) for n, r in enumerate(settings.raw_roots(source_set), 1) if r in find_roots(settings, source_set)]
+    configured = settings.raw_roots(source_set)
+    trees = [(n, Tree.at(r)) for n, r in enumerate(configured, 1) if r in find_roots(settings, source_set)]
+    absent = [n for n in range(1, len(configured) + 1) if n not in dict(trees)]
     held: dict[int, int] = dict.fromkeys((n for n, _ in trees), 0)
     missing: list[str] = []
     for session_id, files in rows:
@@ -261,6 +264,8 @@ def presence(settings: Settings, source_set: str) -> dict[str, Any]:
         "roots": [
             {"root": n, "sessions": held[n], "files": len(t.files), "bytes": sum(f.n_bytes for f in t.files.values())} for n, t in trees
         ],
+        "absent_roots": absent,
+        "complete": not missing and len(trees) > 0 and (not absent or settings.datasets[source_set].roots_needed == "any"),
         "missing": len(missing),
         "missing_sessions": [store.printable(m) for m in missing[:SHOWN]],
     }

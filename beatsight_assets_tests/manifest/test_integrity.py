@@ -124,7 +124,7 @@ def test_a_damaged_line_is_named(settings: Settings, raw: Path, line: str) -> No
 
 def test_absent_optional_and_several_roots(settings: Settings, raw: Path, tmp_path: Path) -> None:
     """Absent fails; absent and optional is listed as that; an empty root is none; `all` and `any` of several."""
-    gone = with_config(settings, roots=("raw/nowhere",))
+    gone = with_config(settings, roots=("raw/nowhere",), optional=False)
     assert rules(gone) == {"root": (False, 1)}
     waived = run(with_config(gone, roots=("raw/nowhere",), optional=True), IntegrityOptions(NAME)).verdict("raw_integrity")
     assert waived is not None and waived.passed and waived.rules[0].waived
@@ -155,6 +155,15 @@ def test_sessions_that_no_root_holds(settings: Settings, raw: Path) -> None:
     (raw / "midi/b.mid").unlink()
     found = presence(settings, NAME)
     assert (found["sessions"], found["missing"], found["missing_sessions"]) == (3, 1, ["midi/b.mid"])
+
+
+@pytest.mark.parametrize(("needed", "complete"), [("all", False), ("any", True)])
+def test_a_root_that_is_not_there_is_told(settings: Settings, raw: Path, tmp_path: Path, needed: str, complete: bool) -> None:
+    """T96: before anything was ingested, a disk that is not mounted is named; whether that is a failure is for `roots_needed` to say."""
+    here = with_config(settings, roots=(str(raw), str(tmp_path / "not mounted")), roots_needed=needed)
+    found = presence(here, NAME)
+    assert (found["absent_roots"], found["complete"], [r["root"] for r in found["roots"]]) == ([2], complete, [1])
+    assert not presence(with_config(settings, roots=(str(tmp_path / "not mounted"),), roots_needed=needed), NAME)["complete"]
 
 
 def test_the_commands_tell_the_truth(settings: Settings, raw: Path) -> None:

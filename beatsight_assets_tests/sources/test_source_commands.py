@@ -1,0 +1,55 @@
+"""`beatsight source` on the command line: copies of what was ingested, and the inventory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from beatsight_assets.cli import build
+from beatsight_assets.errors import ConfigError
+from beatsight_assets.events import read_events
+from beatsight_assets.settings import Settings
+from beatsight_assets_tests.sources.lake import NAME, put_table, put_take
+from beatsight_assets_tests.sources.test_named_sources import put
+
+
+def call(settings: Settings, *arguments: str) -> int:
+    done = CliRunner().invoke(build(), ["--data-root", str(settings.layout.root), *arguments], standalone_mode=False)
+    if done.exception is not None:
+        raise done.exception
+    return int(done.return_value)
+
+
+def test_copies_of_events_and_provenance(settings: Settings, tmp_path: Path) -> None:
+    """T20: `--output-events` as JSONL or Parquet holds the rows of the table, `--output-provenance` a line per session with facts as an object."""
+    root = settings.layout.raw(NAME)
+    for i in range(2):
+        put_take(root, f"t{i}", i)
+    put_table(root, ["t0", "t1"])
+    lines, table, told = tmp_path / "events.jsonl", tmp_path / "events.parquet", tmp_path / "provenance.jsonl"
+    assert call(settings, "source", "ingest", "demo", "--output-events", str(lines), "--output-provenance", str(told)) == 0
+    assert call(settings, "source", "ingest", "demo", "--output-events", str(table)) == 0
+    made = read_events(settings.layout.events(NAME))
+    assert made.equals(pl.read_parquet(table)) and made["event_id"].to_list() == read_events(lines)["event_id"].to_list()
+    rows = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [r["session_id"] for r in rows] == ["midi/t0.mid", "midi/t1.mid"] and rows[0]["facts"]["note_ons"] == 4
+    for arguments in (("--all", "--output-events", str(lines)), ("demo", "--output-events", str(tmp_path / "events.csv"))):
+        put_take(settings.layout.raw("groove_rendered"), "t0", 0)
+        with pytest.raises(ConfigError):
+            call(settings, "source", "ingest", *arguments)
+
+
+def test_an_inventory_on_the_command_line(settings: Settings, tmp_path: Path) -> None:
+    """T13: two roots, one list, no events; a dataset without session folders is a wrong option."""
+    for folder in ("a", "b"):
+        put(tmp_path / folder, "X_Y/01_Kick.wav")
+    roots = ("--root", str(tmp_path / "a"), "--root", str(tmp_path / "b"))
+    assert call(settings, "source", "ingest", "cambridge", *roots, "--inventory-only") == 0
+    lines = settings.layout.report("ingest", "cambridge_inventory.jsonl").read_text().splitlines()
+    assert [json.loads(line)["root"] for line in lines] == [1, 2] and not settings.layout.events("cambridge_multitrack").exists()
+    with pytest.raises(ConfigError, match="no session folders"):
+        call(settings, "source", "ingest", "musdb", *roots[:2], "--inventory-only")
