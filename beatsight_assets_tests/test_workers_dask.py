@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from beatsight_assets import clock, sources, store, workers
+from beatsight_assets.bundle.export import BundleRequest, export
 from beatsight_assets.errors import ConfigError, StoreError
 from beatsight_assets.features import cache
 from beatsight_assets.settings import Settings
 from beatsight_assets.workers import executor, ordered_map
+from beatsight_assets_tests.crash import writers
 from beatsight_assets_tests.features import test_cache
 from beatsight_assets_tests.sources import lake
 from beatsight_assets_tests.test_workers import draw, refuse_five, until
@@ -178,6 +180,21 @@ def test_a_worker_killed_while_it_writes_leaves_no_trace(cluster: Cluster, setti
     assert armed.wait(workers.CONNECT_S) == -signal.SIGKILL
     assert report.passed and not report.reused
     assert test_cache.digests(settings.layout.root) == expected
+
+
+def test_a_bundle_exported_by_a_cluster_that_loses_a_worker_is_the_same(cluster: Cluster, settings: Settings) -> None:
+    """A worker dies with a shard all but done: another one makes that shard, every content file is that of inline."""
+    writers.make_data(settings.layout.root)
+    writers.run_to(settings.layout.root, "recording_features")
+    content = {"shards": 4, "part_clips": 50}
+    expected = export(settings, BundleRequest("one", None, content)).marker
+    cluster.workers[0].kill()
+    cluster.workers[0].wait()
+    armed = cluster.add_worker(BEATSIGHT_FAILPOINT="shard.end:1:kill")
+    cluster.settle(2)
+    made = export(replace(settings, executor=cluster.kind), BundleRequest("two", None, content)).marker
+    assert armed.wait(workers.CONNECT_S) == -signal.SIGKILL
+    assert made["shards"] == expected["shards"] and made["clips"] == expected["clips"] == 207
 
 
 def test_a_worker_with_other_code_is_refused(cluster: Cluster, tmp_path: Path) -> None:
