@@ -49,6 +49,7 @@ UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, for
 TMP_STEM_BYTES = 200  # leaves 55 bytes for the pid, the random part and the suffix
 ERRNO_ACTIONS = {"eio": errno.EIO, "enospc": errno.ENOSPC, "edquot": errno.EDQUOT, "erofs": errno.EROFS}
 ACTIONS = ("kill", "short", *ERRNO_ACTIONS)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 FAILPOINTS: set[str] = set()
 
 _hits = 0
@@ -508,7 +509,7 @@ class Store:
                 tmp = _tmp_path(target)
                 os.replace(target, tmp)
                 failpoint("remove.renamed")
-                shutil.rmtree(tmp)
+                _delete_tree(tmp)
             else:
                 target.unlink(missing_ok=True)
             if target.parent.is_dir():
@@ -517,7 +518,10 @@ class Store:
             raise StoreError(f"cannot be deleted: {error.strerror}", code="io-error", where=self.rel(target)) from error
 
     def put_in_place(self, made: Path, target: Path) -> None:
-        """Give a finished folder its final name; the folder that had it before goes. A kill in between leaves `made` whole under its old name.
+        """Give a finished folder its final name; the folder that had it before goes.
+
+        The two change names in one step, so that there always is one. Where the system cannot do that, it takes two, and a kill in between
+        leaves `made` whole under its old name.
 
         Raises
         ------
@@ -527,15 +531,19 @@ class Store:
         self._require_below(target)
         self._require_below(made)
         try:
-            old = _tmp_path(target)
-            if target.exists():
+            old = made
+            failpoint("swap.begin")
+            if not target.exists():
+                os.replace(made, target)
+            elif not _exchange(made, target):
+                old = _tmp_path(target)
                 os.replace(target, old)
                 failpoint("swap.between")
-            os.replace(made, target)
+                os.replace(made, target)
             sync_folder(target.parent)
             failpoint("swap.done")
             if old.exists():
-                shutil.rmtree(old)
+                self.remove(old)
         except OSError as error:
             raise StoreError(f"cannot be renamed: {error.strerror}", code="io-error", where=self.rel(target)) from error
 
@@ -772,6 +780,29 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
+
+
+def _delete_tree(folder: Path) -> None:
+    """Delete a folder of which somebody else, sweeping, may delete parts at the same time."""
+
+    def unless_gone(_: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(info[1], FileNotFoundError):
+            raise info[1]
+
+    shutil.rmtree(folder, onerror=unless_gone)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step; False where the kernel or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(one))
 
 
 def _tmp_path(target: Path) -> Path:

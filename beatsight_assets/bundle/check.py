@@ -18,8 +18,8 @@ import polars as pl
 
 from beatsight_assets import store
 from beatsight_assets.bundle import seal
-from beatsight_assets.bundle.export import bundle_lock, finish_swap, wav_holds
-from beatsight_assets.bundle.plan import bundle_folder, manifest_batches, read_plan
+from beatsight_assets.bundle.export import bundle_lock, new_folder, settled_folder, wav_holds
+from beatsight_assets.bundle.plan import bundle_folder, manifest_batches, read_plan, read_signed
 from beatsight_assets.bundle.read import Bundle, BundleIncomplete, open_bundle
 from beatsight_assets.errors import BeatSightError, ConfigError, InputError
 from beatsight_assets.settings import Settings
@@ -49,10 +49,11 @@ def find_flips(settings: Settings, bundle: Bundle, *, fast: bool = False, progre
 
     for relpath, due in sorted(bundle.marker["files"].items()):
         path = plan.folder / relpath
-        try:
-            now = seal.metadata_digest(store.read_json(path)) if relpath == "metadata.json" and path.is_file() else digest(path)
-        except InputError:
-            now = "damaged"
+        if relpath == "metadata.json" and path.is_file():
+            metadata = read_signed(path, seal.RUN_DIGEST)
+            now: str | None = "damaged" if metadata is None else seal.metadata_digest(metadata)
+        else:
+            now = digest(path)
         if now != due:
             found.append(f"{relpath} {'is absent' if now is None else 'is not what was sealed'}")
     if seal.content_digest(bundle.marker["files"]) != bundle.content_sha256:
@@ -104,7 +105,7 @@ def run(settings: Settings, options: CheckOptions, *, progress: Progress = silen
     ------
     BundleIncomplete
     """
-    bundle = open_bundle(finish_swap(settings, options.name))
+    bundle = open_bundle(settled_folder(settings, options.name))
     problems = find_flips(settings, bundle, fast=options.fast, progress=progress)
     again = f". Repair it: beatsight bundle export {options.name} --resume"
     marker = bundle.folder / "BUNDLE.json"
@@ -136,7 +137,7 @@ def against_manifest(settings: Settings, name: str) -> dict[str, Any]:
     """
     from beatsight_assets.bundle.export import BundleRequest, manifest_of
 
-    bundle = open_bundle(finish_swap(settings, name))
+    bundle = open_bundle(settled_folder(settings, name))
     manifest = manifest_of(settings, BundleRequest(name, mode="resume"), bundle.folder)
     if not manifest.is_file():
         raise InputError("the manifest of this bundle is not there any more", code="missing-input", where=manifest.name)
@@ -167,7 +168,7 @@ def heal_list(settings: Settings, name: str) -> tuple[pl.DataFrame, list[str]]:
     ------
     BundleIncomplete : it was never planned
     """
-    folder = finish_swap(settings, name)
+    folder = settled_folder(settings, name)
     plan = read_plan(folder)
     if plan is None:
         raise BundleIncomplete(
@@ -206,10 +207,8 @@ def list_bundles(settings: Settings) -> list[dict[str, Any]]:
         try:
             bundle = open_bundle(folder)
             state, clips = ("whole" if bundle.marker["complete"] else "incomplete"), bundle.marker["clips"]
-        except BundleIncomplete:
-            state = "unfinished"
-        except BeatSightError:
-            state = "damaged"
+        except BeatSightError as error:
+            state = "unfinished" if error.code == "bundle-incomplete" else "damaged"
         rows.append(
             {
                 "name": folder.name,
@@ -268,7 +267,9 @@ def remove(settings: Settings, name: str, *, apply: bool) -> dict[str, Any]:
         with bundle_lock(settings, name):
             for stage in ("bundle", "bundle_plan", STAGE):
                 settings.store.remove(settings.layout.at(f"receipts/{stage}/{name}.json"))
-            settings.store.remove(folder)
+            for place in (new_folder(settings, name), folder):  # what an overwrite left must not take its place
+                if place.exists():
+                    settings.store.remove(place)
     return {"name": name, "bytes": n_bytes, "files": n_files, "applied": apply}
 
 
@@ -285,7 +286,7 @@ def archive(settings: Settings, name: str, date: str) -> dict[str, Any]:
     from beatsight_assets.bundle.verify import durations_csv, durations_of
     from beatsight_assets.stages import read_receipt, receipt_path
 
-    bundle = open_bundle(finish_swap(settings, name))
+    bundle = open_bundle(settled_folder(settings, name))
     target = settings.layout.report("archive", f"{date}/{name}")
     kept = {n: store.read_bytes(bundle.folder / n, max_bytes=store.MAX_JSON_BYTES) for n in ARCHIVED}
     for path in sorted((bundle.folder / "history").glob("*")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -31,15 +31,17 @@ from beatsight_assets.bundle.plan import (
     manifest_digest,
     read_coverage,
     read_plan,
+    read_signed,
     require_name,
+    signed,
 )
 from beatsight_assets.bundle.roots import AudioRoots, Missing, audio_roots
 from beatsight_assets.bundle.shard import ShardJob, ShardResult, make_shard, wav_file
-from beatsight_assets.errors import ConfigError, GateFailed, InputError
+from beatsight_assets.errors import Busy, ConfigError, GateFailed, InputError
 from beatsight_assets.manifest.splits import RATIOS, assign
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
-from beatsight_assets.store import Store
+from beatsight_assets.store import TMP_NAME, Store
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.verdict import Artifact, Rule, Verdict
 
@@ -96,14 +98,26 @@ def bundle_lock(settings: Settings, name: str) -> Iterator[None]:
     Busy
     """
     with settings.store.lock(settings.layout.receipts / "locks" / f"bundle.{require_name(name)}.writer", f"bundle {name}"):
+        bundles = settings.layout.at("bundles")
+        if bundles.is_dir():
+            settings.store.sweep(bundles)  # bundles that a killed writer was deleting
         yield
 
 
 def finish_swap(settings: Settings, name: str) -> Path:
-    """Folder of a bundle, after a kill between the two renames of an overwrite was made good."""
+    """Folder of a bundle, after a kill between the two renames of an overwrite was made good. The caller holds the lock."""
     folder, made = bundle_folder(settings.layout, name), new_folder(settings, name)
     if not folder.exists() and (made / "BUNDLE.json").is_file():
         settings.store.put_in_place(made, folder)
+    return folder
+
+
+def settled_folder(settings: Settings, name: str) -> Path:
+    """`finish_swap` for readers, who leave a writer at work alone."""
+    folder = bundle_folder(settings.layout, name)
+    if not folder.exists() and (new_folder(settings, name) / "BUNDLE.json").is_file():
+        with suppress(Busy), bundle_lock(settings, name):
+            finish_swap(settings, name)
     return folder
 
 
@@ -222,7 +236,7 @@ def _roots(settings: Settings, request: BundleRequest) -> AudioRoots:
 def _open(settings: Settings, request: BundleRequest, progress: Progress) -> _Opened:
     """Take up the plan of a bundle, or make one, by the mode of the request."""
     folder = finish_swap(settings, request.name)
-    exists = folder.exists() and any(folder.iterdir())
+    exists = folder.exists() and any(p.is_file() and TMP_NAME.match(p.name) is None for p in folder.rglob("*"))
     if exists and request.mode == "new":
         raise ConfigError(
             f"bundle {request.name} exists. Give --resume to go on with it or --overwrite to replace it", code="bundle-exists"
@@ -231,7 +245,10 @@ def _open(settings: Settings, request: BundleRequest, progress: Progress) -> _Op
     if not manifest.is_file():
         raise InputError("there is no manifest. Run the step that writes it first", code="missing-input", where=manifest.name)
     if request.mode == "update" and exists:
-        found, problems = _taken_up(settings, request, folder, manifest)
+        try:
+            found, problems = _taken_up(settings, request, folder, manifest, progress)
+        except InputError:  # a plan that cannot be restored
+            found, problems = None, []
         if found is not None and not problems:
             return _Opened(*found, manifest, folder)
     target = new_folder(settings, request.name) if exists and request.mode in ("overwrite", "update") else folder
@@ -262,30 +279,50 @@ def manifest_of(settings: Settings, request: BundleRequest, resumed: Path | None
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """history/manifest.json: which file the plan was made from; no content."""
-    path = folder / "history" / "manifest.json"
-    if not path.is_file():
-        return {}
+    """history/request.json: what was asked for, from which file, and once there is a plan, a second copy of plan.json; no content."""
+    return read_signed(folder / "history" / "request.json") or {}
+
+
+def _taken_up(
+    settings: Settings, request: BundleRequest, target: Path, manifest: Path, progress: Progress
+) -> tuple[tuple[Plan, Sources] | None, list[str]]:
+    """The plan that lies in a folder, and why it is no longer true. A damaged plan is restored first.
+
+    Raises
+    ------
+    InputError `bad-bundle` : plan.json is damaged and so is its copy
+    StoreError `plan-differs` : a table of the plan is damaged and comes out differently now
+    """
     try:
-        found = store.read_json(path)
+        known = read_plan(target)
     except InputError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _taken_up(settings: Settings, request: BundleRequest, target: Path, manifest: Path) -> tuple[tuple[Plan, Sources] | None, list[str]]:
-    """The plan that lies in a folder, and why it is no longer true."""
-    known = read_plan(target)
+        copy = _read_note(target).get("plan")
+        if copy is None:
+            raise InputError(
+                "is damaged and there is no copy of it. Export under a new name or pass --overwrite",
+                code="bad-bundle",
+                where=f"{target.name}/plan.json",
+            ) from None
+        settings.store.publish_json(target / "plan.json", signed(copy))
+        known = read_plan(target)
     if known is None:
         return None, []
     options = known.options
+    goes_on = request.mode in ("resume", "update") and target != new_folder(settings, request.name)
+    wanted = request.content if goes_on else asdict(BundleOptions(**request.content))  # an overwrite takes nothing over from its first half
     problems = [
-        f"{key} {_shown(getattr(options, key))} -> {_shown(value)}"
-        for key, value in sorted(request.content.items())
-        if getattr(options, key) != value
+        f"{key} {_shown(getattr(options, key))} -> {_shown(value)}" for key, value in wanted.items() if getattr(options, key) != value
     ]
     sources = read_sources(settings, manifest, options)
-    return (known, sources), problems or _stale(settings, known, manifest, sources)
+    problems = problems or _stale(settings, known, manifest, sources)
+    if not problems and any(not _holds(settings.store, known.table(s), t["sha256"]) for s, t in enumerate(_tables(known))):
+        known = make_plan(settings, target, manifest, sources, options, due=known, progress=progress)
+    return (known, sources), problems
+
+
+def _tables(plan: Plan) -> list[Mapping[str, Any]]:
+    """Digest and clips of every table of the plan, by shard."""
+    return [plan.identity["tables"][plan.shard_name(s)] for s in range(plan.n_shards)]
 
 
 def _open_plan(settings: Settings, request: BundleRequest, target: Path, manifest: Path, progress: Progress) -> tuple[Plan, Sources]:
@@ -294,27 +331,40 @@ def _open_plan(settings: Settings, request: BundleRequest, target: Path, manifes
     unknown = sorted(set(request.content) - set(names))
     if unknown:
         raise ConfigError.unknown_choice("content option", unknown[0], names)
-    found, problems = _taken_up(settings, request, target, manifest)
+    try:
+        found, problems = _taken_up(settings, request, target, manifest, progress)
+    except InputError:
+        if request.mode == "resume":
+            raise
+        found, problems = None, []  # the half of an overwrite; it is begun again
     if found is not None and not problems:
         return found
     if problems and request.mode == "resume":
         raise ConfigError(
             f"cannot resume {request.name}: {'; '.join(problems)}; export under a new name or pass --overwrite", code="cannot-resume"
         )
-    if target.exists():  # a plan that was never finished, or an overwrite of something else
-        settings.store.remove(target)
-    options = BundleOptions(**request.content)
+    content = dict(request.content)
+    asked = _read_note(target).get("options")
+    if request.mode == "resume" and asked is not None:  # killed while planning: what was asked for then still holds
+        before = BundleOptions.of(asked)
+        differing = [f"{k} {_shown(getattr(before, k))} -> {_shown(v)}" for k, v in sorted(content.items()) if getattr(before, k) != v]
+        if differing:
+            raise ConfigError(f"cannot resume {request.name}: {'; '.join(differing)}; pass --overwrite", code="cannot-resume")
+        content = asdict(before)
+    options = BundleOptions(**content)
     options.validate(Taxonomy.load(settings))
     sources = read_sources(settings, manifest, options)
-    plan = make_plan(settings, target, manifest, sources, options, progress=progress)
-    is_ours = manifest.is_relative_to(settings.layout.root)
+    if target.exists():  # a plan that was never finished, or an overwrite of something else
+        settings.store.remove(target)
     note = {
         "name": manifest.name,
-        "path": settings.layout.rel(manifest) if is_ours else None,
-        "file_sha256": store.hash_file(manifest),
-        "manifest_sha256": plan.identity["manifest_sha256"],
+        "path": settings.layout.rel(manifest) if manifest.is_relative_to(settings.layout.root) else None,
+        "options": options.to_json(),
     }
-    settings.store.publish_json(target / "history" / "manifest.json", note)
+    place = target / "history" / "request.json"
+    settings.store.publish_json(place, signed(note))
+    plan = make_plan(settings, target, manifest, sources, options, progress=progress)
+    settings.store.publish_json(place, signed({**note, "file_sha256": store.hash_file(manifest), "plan": plan.identity}))
     return plan, sources
 
 
@@ -327,7 +377,7 @@ def _stale(settings: Settings, plan: Plan, manifest: Path, sources: Sources) -> 
     problems = []
     identity = plan.identity
     note = _read_note(plan.folder)
-    is_known = note.get("manifest_sha256") == identity["manifest_sha256"] and note.get("file_sha256") == store.hash_file(manifest)
+    is_known = note.get("plan") == identity and note.get("file_sha256") == store.hash_file(manifest)
     digest = identity["manifest_sha256"] if is_known else manifest_digest(manifest)
     for what, old, new in (
         ("manifest digest", identity["manifest_sha256"], digest),
@@ -337,6 +387,8 @@ def _stale(settings: Settings, plan: Plan, manifest: Path, sources: Sources) -> 
     ):
         if old != new:
             problems.append(f"{what} {old[:8]} -> {new[:8]}")
+    if identity["generated_wanted"] != (wanted := sorted(settings.generated_wanted)):
+        problems.append(f"generated_wanted {_shown(tuple(identity['generated_wanted']))} -> {_shown(tuple(wanted))}")
     if identity["slicer_version"] != SLICER_VERSION:
         problems.append(f"slicer_version {identity['slicer_version']} -> {SLICER_VERSION}")
     now = environment()
@@ -375,6 +427,9 @@ def _make_shards(settings: Settings, plan: Plan, roots: AudioRoots, shards: Sequ
             done.reasons[plan.shard_name(shard)] = reason
             done.written_before[shard] = damaged
     _require_space(settings, plan, todo)
+    marker = plan.folder / "BUNDLE.json"
+    if todo and marker.exists():  # readers must not find clips of two versions while shards change
+        settings.store.remove(marker)
     planned = sum(plan.identity["tables"][plan.shard_name(s)]["clips"] for s in todo)
     started_s = clock.monotonic_s()
     n_clips = 0
@@ -423,16 +478,17 @@ def _why_again(files: Store, plan: Plan, shard: int, roots: AudioRoots) -> tuple
     else:
         kept = clips.filter(~pl.col("part").is_in(bad))
     kept = kept.select(nothing.columns)
-    if bad:
-        return f"{', '.join(bad)[:200]} absent or damaged", kept
     for used in found["audio"]:
         place = roots.find(used["source_set"], used["audio_path"])
-        if not isinstance(place, Missing) and (now := files.sha256(place)) != used["sha256"]:
+        now = "absent" if isinstance(place, Missing) else files.sha256(place)
+        if now != used["sha256"] and (bad or now != "absent"):  # without its audio a sound shard stays, a damaged one cannot be repaired
             raise ConfigError(
                 f"{used['source_set']}/{used['audio_path']} was {used['sha256'][:8]} when its clips were cut and is {now[:8]} now. "
                 "Bring the old file back, export under a new name or pass --overwrite",
                 code="audio-changed",
             )
+    if bad:
+        return f"{', '.join(bad)[:200]} absent or damaged", kept
     for lost in found["lost"]:
         place = roots.find(lost["source_set"], lost["audio_path"])
         if not isinstance(place, Missing) and files.sha256(place) != lost["sha256"]:
@@ -494,10 +550,10 @@ def _seal(
     }
     view = sources.taxonomy.view(plan.options.view)
     used = _used_splits(plan, sources.split_of)
+    record = {**run, "mode": request.mode, "shards_made_again": done.reasons, "root_hits": dict(sorted(done.root_hits.items()))}
+    settings.store.publish_json(_next_record(plan.folder), signed(record))  # before the seal, which counts what healed over all of them
     marker = seal.seal(settings.store, plan, request.name, manifest.name, view, used, run, healed)
     metadata = store.read_json(plan.folder / "metadata.json")
-    record = {**run, "mode": request.mode, "shards_made_again": done.reasons, "root_hits": dict(sorted(done.root_hits.items()))}
-    settings.store.publish_json(plan.folder / "history" / f"run-{len(history) + 1:04d}.json", record)
     return Exported(
         request.name, plan, marker, seal.statistics(plan, totals), metadata, record, dict(done.root_hits), dict(done.reasons), durations
     )
@@ -509,7 +565,15 @@ def _used_splits(plan: Plan, split_of: pl.DataFrame) -> pl.DataFrame:
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
-    return [store.read_json(p) for p in sorted((folder / "history").glob("run-*.json"))]
+    """Records of earlier invocations; a damaged one tells nothing and stops nothing."""
+    found = [read_signed(p) for p in sorted((folder / "history").glob("run-*.json"))]
+    return [f for f in found if f is not None]
+
+
+def _next_record(folder: Path) -> Path:
+    """history/run-NNNN.json, one above the last."""
+    numbers = [int(p.stem[4:]) for p in (folder / "history").glob("run-*.json") if p.stem[4:].isdecimal()]
+    return folder / "history" / f"run-{max(numbers, default=0) + 1:04d}.json"
 
 
 def _added(blocks: Sequence[Mapping[str, float]]) -> dict[str, float]:

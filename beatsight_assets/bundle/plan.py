@@ -25,8 +25,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beatsight_assets import store
-from beatsight_assets.errors import ConfigError, InputError
+from beatsight_assets.errors import ConfigError, InputError, StoreError
 from beatsight_assets.events import COMPONENT_STRUCT, EVENT_SCHEMA, component_offsets_us, read_events
+from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.stages import Progress, silent
 from beatsight_assets.store import is_plain_path
@@ -105,6 +106,16 @@ class BundleOptions:
     exclude_labels: tuple[str, ...] = ()
     synthetic: str = "all"
 
+    def to_json(self) -> dict[str, Any]:
+        """As they stand in plan.json."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @staticmethod
+    def of(known: Mapping[str, Any]) -> BundleOptions:
+        """Options as `to_json` gave them."""
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return BundleOptions(**options)
+
     def validate(self, taxonomy: Taxonomy) -> None:
         """Raises ConfigError `bad-option` or `unknown-choice` for what no bundle can have."""
         for what, value, choices in (
@@ -146,8 +157,7 @@ class Plan:
     @property
     def options(self) -> BundleOptions:
         """The content options of plan.json."""
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.identity["options"].items()}
-        return BundleOptions(**known)
+        return BundleOptions.of(self.identity["options"])
 
     @property
     def n_shards(self) -> int:
@@ -191,6 +201,26 @@ class Counts:
             "seconds_by_source": {k: round(v, 6) for k, v in sorted(self.seconds_by_source.items())},
             "unknown_labels": dict(sorted(self.unknown_labels.items())),
         }
+
+
+def signed(obj: Mapping[str, Any], key: str = "digest") -> dict[str, Any]:
+    """A document with the digest of everything else in it under `key`, so that a flipped byte makes it no document."""
+    return {**obj, key: sha256(store.to_json_bytes(dict(obj))).hexdigest()}
+
+
+def read_signed(path: Path, key: str = "digest") -> dict[str, Any] | None:
+    """A document that `signed` made, without its digest; None when it is absent or a byte of it differs."""
+    if not path.is_file():
+        return None
+    content = store.read_bytes(path, max_bytes=store.MAX_JSON_BYTES)
+    try:
+        found = parse_json(content, where=str(path))
+    except InputError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    found.pop(key, None)
+    return found if store.to_json_bytes(signed(found, key)) == content else None
 
 
 def require_name(name: str) -> str:
@@ -689,13 +719,25 @@ def environment() -> dict[str, str]:
 
 
 def make_plan(
-    settings: Settings, folder: Path, manifest: Path, sources: Sources, options: BundleOptions, *, progress: Progress = silent
+    settings: Settings,
+    folder: Path,
+    manifest: Path,
+    sources: Sources,
+    options: BundleOptions,
+    *,
+    due: Plan | None = None,
+    progress: Progress = silent,
 ) -> Plan:
     """Plan every event of a manifest into `folder`: the tables first, plan.json last.
+
+    Parameters
+    ----------
+    due : the plan whose tables are made again; they must come out as they were
 
     Raises
     ------
     InputError : `unassigned-groups`, `bad-manifest`, `missing-input`
+    StoreError `plan-differs` : a table comes out differently than `due` says
     """
     options.validate(sources.taxonomy)
     planner = Planner(options, sources.taxonomy, sources.split_of, sources.coverage, settings.generated_wanted)
@@ -722,6 +764,12 @@ def make_plan(
             digests.append(content_digest(events))
             rows = planner.plan_shard(events, counts)
             receipt = settings.store.publish_frame(target.table(shard), rows)
+            if due is not None and due.identity["tables"][target.shard_name(shard)]["sha256"] != receipt.sha256:
+                raise StoreError(
+                    "a table of the plan was damaged and comes out differently now. Export with --overwrite",
+                    code="plan-differs",
+                    where=settings.store.rel(target.table(shard)),
+                )
             tables[target.shard_name(shard)] = {"sha256": receipt.sha256, "clips": rows.height}
             progress(f"planned shard {shard + 1} of {n_shards}: {sum(counts.planned_by_split.values()):,} clips")
     identity = {
@@ -729,8 +777,9 @@ def make_plan(
         "manifest_sha256": _manifest_digest(digests),
         "splits_sha256": sources.splits_sha256,
         "coverage_sha256": sources.coverage_sha256,
+        "generated_wanted": sorted(settings.generated_wanted),
         "taxonomy_sha256": sources.taxonomy.digest,
-        "options": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()},
+        "options": options.to_json(),
         "resampler": "soxr HQ",
         "slicer_version": SLICER_VERSION,
         "environment": environment(),
@@ -738,7 +787,7 @@ def make_plan(
         "tables": tables,
         "counts": counts.to_json(),
     }
-    receipt = settings.store.publish_json(folder / "plan.json", identity)
+    receipt = settings.store.publish_json(folder / "plan.json", signed(identity))
     return Plan(folder, identity, receipt.sha256)
 
 
@@ -752,12 +801,11 @@ def read_plan(folder: Path) -> Plan | None:
     path = folder / "plan.json"
     if not path.is_file():
         return None
-    content = store.read_bytes(path, max_bytes=store.MAX_JSON_BYTES)
-    from beatsight_assets.safejson import parse_json
-
-    identity = parse_json(content, where=str(path))
-    if not isinstance(identity, dict) or identity.get("schema") != SCHEMA:
+    identity = read_signed(path)
+    if identity is None or identity.get("schema") != SCHEMA:
         raise InputError(
-            f"is no {SCHEMA}. Export under a new name or pass --overwrite", code="bad-bundle", where=f"{folder.name}/plan.json"
+            f"is damaged or no {SCHEMA}. Repair it: beatsight bundle export {folder.name} --resume",
+            code="bad-bundle",
+            where=f"{folder.name}/plan.json",
         )
-    return Plan(folder, identity, sha256(content).hexdigest())
+    return Plan(folder, identity, sha256(store.to_json_bytes(signed(identity))).hexdigest())

@@ -5,9 +5,11 @@ Belongs here: opening, places of samples. Does not belong here: repairing (`expo
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beatsight_assets import store
-from beatsight_assets.bundle.plan import Plan, read_plan
+from beatsight_assets.bundle.plan import Plan, read_plan, read_signed
 from beatsight_assets.bundle.shard import wav_file
 from beatsight_assets.errors import GateFailed, InputError
 
@@ -91,42 +93,73 @@ class Bundle:
             parts = [p.filter(pl.col("split") == split) for p in parts]
         return pl.concat([p if columns is None else p.select(columns) for p in parts]).collect()
 
-    def parts(self, split: str | None = None) -> list[Part]:
-        """Parts in order; none in layout `wav`."""
+    def parts(self, split: str | None = None, *, shard: int | None = None) -> list[Part]:
+        """Parts in order, or those of one split or shard; none in layout `wav`."""
         found = []
-        for shard in range(self.plan.n_shards):
-            folder = self.plan.shard_folder(shard)
+        for number in range(self.plan.n_shards) if shard is None else (shard,):
+            folder = self.plan.shard_folder(number)
             for f in store.read_json(folder / "SHARD.json")["files"]:
                 if f["name"].endswith(".pcm"):
-                    found.append(Part(shard, f["name"], folder / f["name"], f["sha256"], f["clips"], f["bytes"]))
+                    found.append(Part(number, f["name"], folder / f["name"], f["sha256"], f["clips"], f["bytes"]))
         return [p for p in found if split is None or p.split == split]
 
     def clips(self, split: str | None = None) -> Iterator[tuple[dict[str, Any], NDArray[np.int16]]]:
         """Row of clips.parquet and samples int16 [shape=(n_samples,)] of every clip, shard by shard.
 
+        Tables and parts are mapped before the first clip, so that a writer who replaces the bundle meanwhile changes nothing here.
+
         Raises
         ------
-        InputError `bad-bundle` : a part or file is shorter than its clips
+        InputError `bad-bundle` : a part or file is shorter than its clips; `bundle-changed` : it was replaced or repaired while it was read
         """
-        for shard in range(self.plan.n_shards):
-            table = self.shard_table(shard)
-            rows = (table if split is None else table.filter(pl.col("split") == split)).collect()
-            folder = self.plan.shard_folder(shard)
-            mapped: tuple[str, NDArray[np.int16]] = ("", np.empty(0, np.int16))
-            for row in rows.iter_rows(named=True):
+        opened = []
+        try:
+            for shard in range(self.plan.n_shards):
+                folder = self.plan.shard_folder(shard)
+                parts = {p.name: np.memmap(p.path, dtype="<i2", mode="r") for p in self.parts(shard=shard)}
+                opened.append((folder, np.memmap(folder / "clips.parquet", dtype=np.uint8, mode="r"), parts))
+        except (OSError, InputError, ValueError) as error:
+            self.require_unchanged()
+            raise InputError(f"cannot be read: {error}. {self._again}", code="bad-bundle", where=f"bundles/{self.folder.name}") from error
+        self.require_unchanged()
+        for folder, table, mapped in opened:
+            rows = pl.read_parquet(io.BytesIO(table.tobytes()))
+            for row in rows.iter_rows(named=True) if split is None else rows.filter(pl.col("split") == split).iter_rows(named=True):
                 if row["part"] is None:
-                    yield row, read_wav_samples(self.folder / row["split"] / wav_file(row["clip"]), row["n_samples"])
+                    yield row, self._wav(row)
                     continue
-                if mapped[0] != row["part"]:
-                    mapped = (row["part"], np.memmap(folder / row["part"], dtype="<i2", mode="r"))
-                samples = mapped[1][row["offset_samples"] : row["offset_samples"] + row["n_samples"]]
+                samples = mapped[row["part"]][row["offset_samples"] : row["offset_samples"] + row["n_samples"]]
                 if len(samples) != row["n_samples"]:
-                    raise InputError(
-                        "ends before its clips do. Run: beatsight bundle export --resume",
-                        code="bad-bundle",
-                        where=f"{folder.name}/{row['part']}",
-                    )
+                    raise InputError(f"ends before its clips do. {self._again}", code="bad-bundle", where=f"{folder.name}/{row['part']}")
                 yield row, samples
+
+    @property
+    def _again(self) -> str:
+        return f"Run: beatsight bundle export {self.folder.name} --resume"
+
+    def _wav(self, row: Mapping[str, Any]) -> NDArray[np.int16]:
+        """Samples of one wav file: so many files cannot all be opened before, so each is compared with its row."""
+        path = self.folder / row["split"] / wav_file(row["clip"])
+        try:
+            samples = read_wav_samples(path, row["n_samples"])
+            if sha256(samples.tobytes()).hexdigest() == row["clip_sha256"]:
+                return samples
+        except InputError:
+            pass
+        self.require_unchanged()
+        raise InputError(f"is not what was sealed. {self._again}", code="bad-bundle", where=path.relative_to(self.folder).as_posix())
+
+    def require_unchanged(self) -> None:
+        """What was opened still is the bundle: an overwrite swaps BUNDLE.json with the folder, a repair removes it before anything else.
+
+        Raises
+        ------
+        InputError `bundle-changed`
+        """
+        if read_signed(self.folder / "BUNDLE.json") != self.marker:
+            raise InputError(
+                "was replaced or repaired while it was read. Open it again", code="bundle-changed", where=f"bundles/{self.folder.name}"
+            )
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -134,20 +167,21 @@ def open_bundle(folder: Path) -> Bundle:
 
     Raises
     ------
-    BundleIncomplete : it is not there, not sealed, or its plan is not the one it was sealed with; names the command that finishes it
-    InputError `bad-bundle` : BUNDLE.json or plan.json is damaged
+    BundleIncomplete : `bundle-incomplete`, it is not there or not sealed; `bundle-damaged`, BUNDLE.json or the plan is not what was sealed;
+        names the command that finishes it
     """
-    command = f"Run: beatsight bundle export {folder.name} --resume"
+    again = f"Run: beatsight bundle export {folder.name} --resume"
+    where = f"bundles/{folder.name}"
     if not (folder / "BUNDLE.json").is_file():
-        raise BundleIncomplete(f"bundle {folder.name} is not finished. {command}", code="bundle-incomplete", where=f"bundles/{folder.name}")
-    marker = store.read_json(folder / "BUNDLE.json")
-    plan = read_plan(folder)
-    if plan is None or not isinstance(marker, dict) or marker.get("plan_sha256") != plan.sha256:
-        raise BundleIncomplete(
-            f"bundle {folder.name} was sealed with another plan than lies there. {command}",
-            code="bundle-incomplete",
-            where=f"bundles/{folder.name}",
-        )
+        raise BundleIncomplete(f"bundle {folder.name} is not finished. {again}", code="bundle-incomplete", where=where)
+    marker = read_signed(folder / "BUNDLE.json")
+    try:
+        plan = read_plan(folder)
+    except InputError:
+        plan = None
+    if marker is None or plan is None or marker.get("plan_sha256") != plan.sha256:
+        what = "BUNDLE.json" if marker is None else "plan.json"
+        raise BundleIncomplete(f"{what} of bundle {folder.name} is not what was sealed. {again}", code="bundle-damaged", where=where)
     return Bundle(plan, marker)
 
 

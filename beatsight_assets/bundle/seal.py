@@ -16,16 +16,16 @@ from typing import IO, Any
 import polars as pl
 
 from beatsight_assets import store
-from beatsight_assets.bundle.plan import OUTCOMES, SPLITS, Plan
+from beatsight_assets.bundle.plan import OUTCOMES, SPLITS, Plan, read_signed, signed
 from beatsight_assets.bundle.shard import SCHEMA as SHARD_SCHEMA
-from beatsight_assets.bundle.shard import shard_digest
-from beatsight_assets.errors import InputError, StoreError
+from beatsight_assets.errors import StoreError
 from beatsight_assets.store import Store
 from beatsight_assets.taxonomy import View
 
 SCHEMA = "beatsight.bundle/1"
 LISTED = 20
 UNREADABLE = "unreadable_audio"
+RUN_DIGEST = "run_digest"  # of metadata.json: guards what is no content too
 NOT_CONTENT = ("run_", "healed_")  # keys of metadata.json that tell of invocations
 LABEL_ENTRY_DROPPED = ("part", "offset_samples", "clip", "audio_path")
 HEX = "0123456789abcdef"
@@ -53,18 +53,10 @@ class Totals:
 
 
 def read_shard(plan: Plan, shard: int) -> dict[str, Any] | None:
-    """SHARD.json of a finished shard of this plan, None when there is none or it is not readable as such."""
-    path = plan.shard_folder(shard) / "SHARD.json"
-    if not path.is_file():
-        return None
-    try:
-        found = store.read_json(path)
-    except InputError:
-        return None
-    if not isinstance(found, dict) or (found.get("schema"), found.get("plan_sha256")) != (SHARD_SCHEMA, plan.sha256):
-        return None
-    digest = found.pop("digest", None)
-    return found if digest == shard_digest(found) else None
+    """SHARD.json of a finished shard of this plan, None when there is none or a byte of it differs."""
+    found = read_signed(plan.shard_folder(shard) / "SHARD.json")
+    is_of_plan = found is not None and (found.get("schema"), found.get("plan_sha256")) == (SHARD_SCHEMA, plan.sha256)
+    return found if is_of_plan else None
 
 
 def add_up(files: Store, plan: Plan) -> Totals:
@@ -218,7 +210,7 @@ def seal(
     }
     path = folder / "metadata.json"
     if not (_same_content(path, durable) and not run["run_statistics"]["written_clips"] and not run["run_statistics"]["healed_clips"]):
-        files.publish_json(path, {**durable, **run})
+        files.publish_json(path, signed({**durable, **run}, RUN_DIGEST))
     content["metadata.json"] = metadata_digest(durable)
     marker = {
         "schema": SCHEMA,
@@ -233,7 +225,7 @@ def seal(
         "complete": totals.lost["missing_audio"] == 0,
     }
     store.failpoint("seal.end")
-    _publish_changed(files, folder / "BUNDLE.json", marker)
+    _publish_changed(files, folder / "BUNDLE.json", signed(marker))
     return marker
 
 
@@ -254,10 +246,8 @@ def _durable(value: Any) -> Any:
 
 
 def _same_content(path: Path, durable: Mapping[str, Any]) -> bool:
-    try:
-        return path.is_file() and metadata_digest(store.read_json(path)) == metadata_digest(durable)
-    except InputError:
-        return False
+    found = read_signed(path, RUN_DIGEST)
+    return found is not None and metadata_digest(found) == metadata_digest(durable)
 
 
 def _publish_changed(files: Store, path: Path, obj: Any) -> str:

@@ -17,7 +17,7 @@ import polars as pl
 from beatsight_assets import store
 from beatsight_assets.audio import FLOOR_DB, FOLD_LIMIT_DB, AudioError, write_wav
 from beatsight_assets.bundle import cut
-from beatsight_assets.bundle.plan import PLAN_SCHEMA, SPLITS, Plan, read_plan, sample_of, samples_of
+from beatsight_assets.bundle.plan import PLAN_SCHEMA, SPLITS, Plan, read_plan, sample_of, samples_of, signed
 from beatsight_assets.bundle.roots import AudioRoots, Missing
 from beatsight_assets.errors import BeatSightError, InputError
 from beatsight_assets.store import Store
@@ -248,15 +248,10 @@ def make_shard(job: ShardJob) -> ShardResult:
         "fold_loss": cutter.fold_loss,
     }
     store.failpoint("shard.end")
-    done = files.publish_json(folder / "SHARD.json", {**report, "digest": shard_digest(report)})
+    done = files.publish_json(folder / "SHARD.json", signed(report))
     n_bytes = int(clips["n_samples"].sum()) * 2
     counts = dict(clips.group_by("split").len().iter_rows())
     return ShardResult(job.shard, done.sha256, clips.height, n_bytes, {s: counts.get(s, 0) for s in SPLITS}, dict(job.roots.hits))
-
-
-def shard_digest(report: Mapping[str, Any]) -> str:
-    """Digest of SHARD.json over everything but itself: a flipped byte makes it no receipt."""
-    return sha256(store.to_json_bytes(dict(report))).hexdigest()
 
 
 def _write_clips(cutter: _Cutter, made: _Made, plan: Plan, folder: Path) -> list[dict[str, Any]]:

@@ -171,7 +171,8 @@ def test_options_left_out_come_from_the_plan(made: Settings) -> None:
 
 
 def test_overwrite_keeps_the_old_one_readable(made: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While an overwrite builds, readers see the old bundle; a kill between the two renames is finished by the next command."""
+    """While an overwrite builds, readers see the old bundle; where two names cannot be exchanged in one step, a kill between is made good."""
+    monkeypatch.setattr(store, "RENAME_EXCHANGE", 1 << 20)  # a flag that no kernel knows
     old = fresh(made)
     seen: list[str] = []
     point = store.failpoint
