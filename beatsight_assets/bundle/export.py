@@ -417,6 +417,7 @@ def _make_shards(settings: Settings, plan: Plan, roots: AudioRoots, shards: Sequ
     """
     done = _Done()
     todo: list[int] = []
+    _sweep(settings.store, plan)
     for shard in shards:
         reason, damaged = _why_again(settings.store, plan, shard, roots)
         if reason is None:
@@ -450,6 +451,14 @@ def _make_shards(settings: Settings, plan: Plan, roots: AudioRoots, shards: Sequ
                 f"{n_clips / seconds:,.0f} clips/s, {left_s:,.0f} s left"
             )
     return done
+
+
+def _sweep(files: Store, plan: Plan) -> None:
+    """Delete what a killed run left in any folder of the bundle: a shard that turns out to be done is not written again."""
+    for pattern in (".", "plan", "history", "shards/*", "*/audio/*"):
+        for folder in plan.folder.glob(pattern) if pattern != "." else (plan.folder,):
+            if folder.is_dir():
+                files.sweep(folder)
 
 
 def _why_again(files: Store, plan: Plan, shard: int, roots: AudioRoots) -> tuple[str | None, pl.DataFrame | None]:

@@ -31,6 +31,7 @@ DUE = "beatsight_assets_tests.crash.test_bundle_sweep:due"
 CONTENT = {"limit": 24, "part_clips": 4, "post_ms": 90.0}  # several parts per split and shard
 OLD = {"limit": 20, "part_clips": 4, "post_ms": 60.0}  # what lies there before an overwrite
 CASES = [("new", "shards"), ("new", "wav"), ("overwrite", "shards"), ("overwrite", "wav"), ("heal", "shards"), ("heal", "wav")]
+ON_PUSH = [("new", "shards"), ("overwrite", "wav"), ("heal", "shards")]  # finding the last point costs a dozen strikes each
 NOT_CONTENT = ("bundles/*/history/*", "receipts/bundle/*")  # what one invocation did
 for _name in ("soxr", "soundfile", "beatsight_assets.bundle.shard", "beatsight_assets.bundle.verify"):
     importlib.import_module(_name)  # once for all children
@@ -42,10 +43,9 @@ def due(root: Path) -> Report:
     """What the file `due` says: an export that is new, or goes on by its name alone; or an overwrite."""
     case, layout = (root / "due").read_text().split()
     settings = writers.settings_of(root)
-    folder = settings.layout.at("bundles/b")
     if case == "overwrite":
         return engine.run(settings, BundleRequest("b", None, {**CONTENT, "layout": layout}, "overwrite"))
-    if folder.is_dir() and any(folder.iterdir()):
+    if settings.layout.at("bundles/b/history/request.json").is_file():
         return engine.run(settings, BundleRequest("b", mode="resume"))
     return engine.run(settings, BundleRequest("b", None, {**CONTENT, "layout": layout}))
 
@@ -128,25 +128,24 @@ def strike(writer: Forked, make: Factory, case: str, **how: Any) -> SweepResult:
     return sweep(writer, make, check_after_kill=look, view=content_view, passing=passing, removed=removed, **how)
 
 
-@pytest.mark.parametrize(("case", "layout"), CASES)
+@pytest.mark.parametrize(("case", "layout"), CASES if is_exhaustive() else ON_PUSH)
 def test_an_export_killed_anywhere_resumes_to_equal_bytes(
     case: str, layout: str, writer: Forked, factory: Callable[[str, str], Factory], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """R1, R2: 0 torn, 0 lost, 0 doubled, totals as of one run; readers see the old or the new bundle whole; the resume may be killed too."""
-    result = strike(writer, factory(case, layout), case, sample=8, n_double=40 if is_exhaustive() else 2)
+    result = strike(writer, factory(case, layout), case, sample=8, n_double=40 if is_exhaustive() else 1)
     with capsys.disabled():
         print(f"\n  {case} {layout}: {result}")
     assert result.n_total["kill"] >= 80
-    assert {"publish.half", "publish.rename"} <= set(result.names)
+    assert result.n_points == result.n_total["kill"] if is_exhaustive() else result.n_points >= 8
 
 
-@pytest.mark.parametrize(("case", "layout"), CASES)
+@pytest.mark.parametrize(("case", "layout"), CASES if is_exhaustive() else [("new", "wav")])
 def test_a_disk_that_refuses_an_export_ends_with_exit_3(
     case: str, layout: str, writer: Forked, factory: Callable[[str, str], Factory], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """R6: EIO, ENOSPC and short writes at the n-th write: exit 3 with path and bytes, no temporary file, and the resume is identical."""
-    every = ("eio", "enospc", "short")
-    actions = every if is_exhaustive() else every[CASES.index((case, layout)) % 3 :][:1]
+    actions = ("eio", "enospc", "short") if is_exhaustive() else ("enospc",)
     result = strike(writer, factory(case, layout), case, actions=actions, sample=3)
     with capsys.disabled():
         print(f"\n  {case} {layout}: {result}")
