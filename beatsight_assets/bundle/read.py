@@ -142,10 +142,10 @@ class Bundle:
         path = self.folder / row["split"] / wav_file(row["clip"])
         try:
             samples = read_wav_samples(path, row["n_samples"])
-            if sha256(samples.tobytes()).hexdigest() == row["clip_sha256"]:
-                return samples
         except InputError:
-            pass
+            samples = np.empty(0, np.int16)
+        if sha256(samples.tobytes()).hexdigest() == row["clip_sha256"]:
+            return samples
         self.require_unchanged()
         raise InputError(f"is not what was sealed. {self._again}", code="bad-bundle", where=path.relative_to(self.folder).as_posix())
 
