@@ -24,6 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beatsight_assets.errors import InputError
+from beatsight_assets.store import is_plain_path, printable
 from beatsight_assets.taxonomy import DRUM_MIX, HIHATS_WITH_OPENNESS, STRIKES, Taxonomy, Voice
 
 VERSION = "1"
@@ -39,6 +40,7 @@ HUMAN_STROKES = "snare_strokes"  # in `extras.annotation_history`: a person mark
 CLOSED_PEDAL = 90  # Roland TD-11: CC4 of a closed hat; 94.3 % of 35,142 closed hits of Groove have openness exactly 0 with it
 NO_TEXT = 2**32 - 1
 MAX_LINE_BYTES = 1_000_000
+PATHS = ("session_id", "audio_path", "midi_path")  # relative to the dataset root
 PIECE_ROWS = 250_000  # one row group (`store.ROW_GROUP_ROWS`): about 100 MB with all columns
 
 COMPONENT_STRUCT = pl.Struct(
@@ -493,14 +495,16 @@ def read_events(path: Path) -> pl.DataFrame:
 
     Raises
     ------
-    InputError `missing-input`, `bad-manifest` : with file, line and field
+    InputError `missing-input`, `bad-manifest`, `bad-time`, `path-escape` : with file, line and field
     """
     if path.suffix == ".jsonl":
         if not path.is_file():
             raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path))
         return _read_jsonl(path)
     try:
-        return _scan(path).collect()
+        table = _scan(path)
+        _refuse_nan(table, str(path))
+        return table.collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=str(path)) from error
 
@@ -515,12 +519,13 @@ class Manifest:
         """
         Raises
         ------
-        InputError `missing-input`, `bad-manifest` : see `read_events`
+        InputError `missing-input`, `bad-manifest`, `bad-time`, `path-escape` : see `read_events`
         """
         self.where = str(source) if isinstance(source, Path) else ""
         frame = read_events(source) if isinstance(source, Path) and source.suffix != ".parquet" else source
         self.table = _scan(frame) if isinstance(frame, Path) else frame.lazy()
         self.n_rows = int(self.table.select(pl.len()).collect().item())
+        _refuse_nan(self.table, self.where)
 
     def pieces(self, columns: Sequence[str] | None = None, *, rows: int = PIECE_ROWS) -> Iterator[pl.DataFrame]:
         """All rows in order, at most `rows` at a time."""
@@ -626,6 +631,18 @@ def _scan(path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path)
 
 
+def _refuse_nan(table: pl.LazyFrame, where: str) -> None:
+    """An onset that is no number is refused wherever it is read; one column is looked at."""
+    try:
+        found = table.select(
+            pl.col("onset_time").is_nan().arg_max().alias("row"), pl.col("onset_time").is_nan().any().alias("bad")
+        ).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=where) from error
+    if found["bad"][0]:
+        raise InputError("onset_time is NaN", code="bad-time", where=f"{where}: row {found['row'][0] + 1}")
+
+
 def to_jsonl(frame: pl.DataFrame) -> bytes:
     """One compact object per line: keys in schema order, null fields left out, extras as an object, floats with at most 6 decimals.
 
@@ -710,19 +727,28 @@ def _read_jsonl(path: Path) -> pl.DataFrame:
         last = text.count(b"\n") + 1
         raise InputError("the last line is torn (no line end). Was the writer interrupted?", code="bad-manifest", where=f"{path}:{last}")
     rows = []
+    constants: list[str] = []  # NaN and the infinities, which JSON does not have
+
+    def constant(token: str) -> float:
+        constants.append(token)
+        return math.nan
+
     for number, line in enumerate(text.split(b"\n")[:-1], start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         if len(line) > MAX_LINE_BYTES:
             raise InputError(f"line of {len(line):,} bytes; at most {MAX_LINE_BYTES:,}", code="bad-manifest", where=where)
+        constants.clear()
         try:
-            row = json.loads(line, parse_constant=_no_constant)
+            row = json.loads(line, parse_constant=constant)
         except (ValueError, RecursionError) as error:
             raise InputError(f"not a JSON object: {error}", code="bad-manifest", where=where) from error
         if not isinstance(row, dict):
             raise InputError(f"a line must be a JSON object, not {type(row).__name__}", code="bad-manifest", where=where)
         rows.append(upgraded_row(row, where))
+        if constants:
+            raise InputError(f"not a JSON object: {constants[0]} is no JSON number", code="bad-manifest", where=where)
     try:
         return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row", strict=True)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
@@ -738,7 +764,7 @@ def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
     Raises
     ------
-    InputError `bad-manifest`, `bad-time`
+    InputError `bad-manifest`, `bad-time`, `path-escape`
     """
     session = row.get("session_id")
     identity = row.get("event_id", row.get("sample_id"))
@@ -747,13 +773,28 @@ def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     onset = row.get("onset_time")
     if isinstance(onset, bool) or not isinstance(onset, (int, float)) or not 0 <= onset < DAY_S or not math.isfinite(onset):
         raise InputError(f"onset_time {onset!r} is not a number within 0 .. 86,400 s", code="bad-time", where=where)
+    for name in PATHS:
+        found = row.get(name)
+        if found is not None and not (isinstance(found, str) and is_plain_path(found)):
+            shown = printable(str(found))[:80]
+            raise InputError(f"{name} {shown!r} is no plain path below the dataset", code="path-escape", where=where)
+    if not isinstance(row.get("extras") or {}, dict):
+        raise InputError("extras must be an object", code="bad-manifest", where=where)
     extras = dict(row.get("extras") or {})
     extras |= {k: v for k, v in row.items() if k not in EVENT_SCHEMA and k != "sample_id"}
     components = row.get("components", [])
     if not isinstance(components, list) or not all(isinstance(c, dict) and isinstance(c.get("label"), str) for c in components):
         raise InputError("components must be a list of objects with a label", code="bad-manifest", where=where)
+    for name in ("velocity", "openness"):
+        if strange := [c[name] for c in components if not _is_number(c.get(name), is_optional=True)]:
+            raise InputError(f"{name} {strange[0]!r:.80} is no number", code="bad-manifest", where=where)
+    techniques = row.get("techniques") or []
+    if not isinstance(techniques, list) or not all(isinstance(t, str) for t in techniques):
+        raise InputError("techniques must be a list of names", code="bad-manifest", where=where)
     known = set(COMPONENT_STRUCT.to_schema())
     context = row.get("context_ms")
+    if isinstance(context, dict) and not all(_is_number(context.get(k)) for k in ("pre", "post")):
+        raise InputError("context_ms must hold the numbers pre and post", code="bad-manifest", where=where)
     full: dict[str, Any] = {name: row.get(name) for name in EVENT_SCHEMA}
     full |= {
         "event_id": identity,
@@ -762,7 +803,7 @@ def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         "is_synthetic": row.get("is_synthetic", False),
         "onset_time": float(onset),
         "components": [_upgraded_component({k: v for k, v in c.items() if k in known}) for c in components],
-        "techniques": sorted(set(row.get("techniques") or [])),
+        "techniques": sorted(set(techniques)),
         "context_ms": {"pre": 80.0, "post": 200.0} if not isinstance(context, dict) else {k: float(context[k]) for k in ("pre", "post")},
         "mix_context": row.get("mix_context") or "unknown",
         "negative_example": row.get("negative_example", False),
@@ -770,6 +811,10 @@ def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         "extras": json.dumps(extras, sort_keys=True, separators=(",", ":"), allow_nan=False),
     }
     return full
+
+
+def _is_number(value: Any, *, is_optional: bool = False) -> bool:
+    return (value is None and is_optional) or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _upgraded_component(component: dict[str, Any]) -> dict[str, Any]:
@@ -800,6 +845,7 @@ def find_violations(frame: pl.DataFrame, taxonomy: Taxonomy, *, limit: int = 20)
     hits = row.select("row", "event_id", "components", i=pl.int_ranges(pl.col("components").list.len()))
     hits = hits.explode("components", "i", empty_as_null=False, keep_nulls=False).unnest("components")
     empty = pl.col("components").list.len() == 0
+    outside = {name: [p for p in frame[name].unique().drop_nulls() if not is_plain_path(p)] for name in PATHS}
     velocity, openness = pl.col("velocity"), pl.col("openness")
     fits = pl.coalesce(
         pl.when(velocity.is_null()).then(pl.col("dynamic_bucket").is_in(["unknown", "ghost"])),
@@ -819,6 +865,7 @@ def find_violations(frame: pl.DataFrame, taxonomy: Taxonomy, *, limit: int = 20)
         "techniques_sorted": ("techniques", pl.col("techniques") != pl.col("techniques").list.unique().list.sort()),
         "mix_context": ("mix_context", ~pl.col("mix_context").is_in(MIX_CONTEXTS)),
         "split_hint": ("split_hint", ~pl.col("split_hint").is_in(SPLITS)),
+        **{f"plain_{name}": (name, pl.col(name).is_in(paths)) for name, paths in outside.items() if paths},
         "metadata_ref": ("metadata_ref", pl.col("metadata_ref") != pl.lit("provenance:") + pl.col("session_id")),
     }
     hit_rules = {

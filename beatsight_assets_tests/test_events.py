@@ -226,7 +226,15 @@ def test_two_sessions_in_one_batch_do_not_touch() -> None:
 @pytest.mark.parametrize(
     ("line", "code", "word"),
     [
-        ('{"session_id": "a", "event_id": "1", "onset_time": NaN, "components": []}', "bad-manifest", "NaN"),
+        ('{"session_id": "a", "event_id": "1", "onset_time": NaN, "components": []}', "bad-time", "nan"),
+        ('{"session_id": "a", "event_id": "1", "onset_time": 1, "components": [], "tempo_bpm": Infinity}', "bad-manifest", "Infinity"),
+        (
+            '{"session_id": "a", "event_id": "1", "onset_time": 1, "components": [], "audio_path": "../../x.wav"}',
+            "path-escape",
+            "audio_path",
+        ),
+        ('{"session_id": "/a", "event_id": "1", "onset_time": 1, "components": []}', "path-escape", "session_id"),
+        ('{"session_id": "a", "event_id": "1", "onset_time": 1, "components": [], "extras": 3}', "bad-manifest", "extras"),
         ('{"session_id": "a", "event_id": "1", "onset_time": -1, "components": []}', "bad-time", "-1"),
         ('{"session_id": "a", "event_id": "1", "onset_time": true, "components": []}', "bad-time", "True"),
         ('{"session_id": "a", "onset_time": 1, "components": []}', "bad-manifest", "event_id"),

@@ -192,6 +192,19 @@ def manifest_target(session: Session, output: Path) -> Path:
     return session.settings.user_output(output)
 
 
+def other_target(session: Session, output: Path, *inputs: Path) -> Path:
+    """Where something that is no manifest is written: not onto a manifest that it is about.
+
+    Raises
+    ------
+    ConfigError `would-overwrite`
+    """
+    target = session.settings.user_output(output)
+    if target.exists() and any(target.samefile(path) for path in inputs):
+        raise ConfigError(f"{output} is the manifest itself. Choose another file", code="would-overwrite", where="--output")
+    return target
+
+
 def write_manifest(session: Session, target: Path, frame: pl.DataFrame) -> store.Receipt:
     """Publish events as Parquet or JSONL by the suffix of `manifest_target`; replaced whole, also when it was the input."""
     from beatsight_assets import events

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from beatsight_assets.cli.common import Session, command, emit, finish, manifest_path, manifest_target, read_manifest, write_manifest
+from beatsight_assets.cli.common import (
+    Session,
+    command,
+    emit,
+    finish,
+    manifest_path,
+    manifest_target,
+    other_target,
+    read_manifest,
+    write_manifest,
+)
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 
 if TYPE_CHECKING:
@@ -238,7 +248,8 @@ def hihat_command(session: Session, manifests: tuple[str, ...], window: float, o
     from beatsight_assets.manifest.hihat import measure_hihats
     from beatsight_assets.store import Store
 
-    target = session.settings.user_output(output) if output else None
+    paths = [manifest_path(session.settings, name) for name in manifests]
+    target = other_target(session, output, *paths) if output else None
     found = []
     for name in manifests:
         path, frame = read_manifest(session, name)
@@ -289,8 +300,9 @@ def crash_embed_command(
         report = crashes.run(settings, options, progress=session.progress)
         finish(session, report)
         return 1 if report.figures["unread_files"] else 0
-    target = settings.user_output(output)
-    table = Manifest(manifest_path(settings, manifest))
+    source = manifest_path(settings, manifest)
+    target = other_target(session, output, source)
+    table = Manifest(source)
     if not table.n_rows:
         raise NothingToDo(f"{manifest} holds no event; nothing was written", code="nothing-to-do")
     rows = crashes.crash_events(table, Taxonomy.load(settings))
@@ -336,9 +348,12 @@ def crash_assign_command(
         raise ConfigError("MANIFEST, --output FILE and --embeddings go together; without them the merged table is read", code="bad-option")
     if manifest is None or output is None:
         return finish(session, mapping.run(settings, options, progress=session.progress))
-    target = settings.user_output(output)
+    source = manifest_path(settings, manifest)
+    target = other_target(session, output, source, *([embeddings] if embeddings and embeddings.exists() else []))
     sounds = mapping.read_embeddings(embeddings) if embeddings else EMBEDDINGS_SCHEMA.to_frame()
-    table = Manifest(manifest_path(settings, manifest))
+    table = Manifest(source)
+    if not table.n_rows:
+        raise NothingToDo(f"{manifest} holds no event; nothing was written", code="nothing-to-do")
     taxonomy = Taxonomy.load(settings)
     made = mapping.assign(crash_events(table, taxonomy), sounds, taxonomy, options)
     if not made.n_crashes:
@@ -367,8 +382,8 @@ def near_duplicates_command(session: Session, manifest: str | None, output: Path
         raise ConfigError("MANIFEST and --output FILE go together; without both the merged table is read", code="bad-option")
     if manifest is None or output is None:
         return finish(session, near_duplicates.run(session.settings, options, progress=session.progress))
-    target = session.settings.user_output(output)
     path = manifest_path(session.settings, manifest)
+    target = other_target(session, output, path)
     found = near_duplicates.of_manifest(path, session.settings, options, progress=session.progress)
     if not found.fingerprints.height:
         raise NothingToDo(f"no audio of {manifest} could be heard; nothing was written", code="nothing-to-do")
@@ -415,7 +430,8 @@ def compare_command(session: Session, baseline: str, candidate: str, json_output
     from beatsight_assets.manifest.compare import compare, drops
     from beatsight_assets.store import Store
 
-    target = session.settings.user_output(json_output) if json_output else None
+    paths = [manifest_path(session.settings, name) for name in (baseline, candidate)]
+    target = other_target(session, json_output, *paths) if json_output else None
     (_, before), (_, after) = (read_manifest(session, name) for name in (baseline, candidate))
     report = compare(before, after)
     if target:
@@ -444,7 +460,7 @@ def metrics_command(session: Session, manifest: str, output: Path | None) -> int
     settings = session.settings
     if manifest == "annotated" and output is None:
         return finish(session, run(settings, progress=session.progress))
-    target = settings.user_output(output) if output else None
+    target = other_target(session, output, manifest_path(settings, manifest)) if output else None
     path, frame = read_manifest(session, manifest)
     splits = settings.layout.splits
     table = pl.read_parquet(splits) if path == settings.layout.annotated and splits.is_file() else None
@@ -488,8 +504,8 @@ def export_command(
     form = form or output.suffix.lstrip(".")
     if form not in forms.EXPORTS:
         raise ConfigError.unknown_choice("format", form, forms.EXPORTS, where="--format")
-    target = session.settings.user_output(output)
     source = manifest_path(session.settings, manifest)
+    target = other_target(session, output, source)
     known = forms.CSV_COLUMNS if form == "csv" else () if form in ("audacity", "svl") else tuple(events.EVENT_SCHEMA)
     wanted = tuple(c.strip() for c in columns.split(",")) if columns is not None else known
     for name in wanted:
