@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +28,9 @@ from beatsight_assets.errors import ConfigError
     help="Go on from the newest checkpoint of this run.",
 )
 @click.option("--tracker", type=click.Choice(["null", "jsonl"]), default="jsonl", show_default=True)
+@click.option(
+    "--sampling-weights", type=click.Path(path_type=Path), help="Weights file.  [default: reports/sampling/annotated_weights.json]"
+)
 def train_command(
     session: Session,
     preset: str,
@@ -38,12 +42,21 @@ def train_command(
     device: str,
     resume: str,
     tracker: str,
+    sampling_weights: Path | None,
 ) -> int:
     from beatsight_assets.model.train import TrainOptions, run
 
     given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
     overrides = {k: v for k, v in given.items() if v is not None}
-    options = TrainOptions(preset=preset, run_name=run_name, overrides=overrides, device=device, resume=resume, tracker=tracker)
+    options = TrainOptions(
+        preset=preset,
+        run_name=run_name,
+        overrides=overrides,
+        device=device,
+        resume=resume,
+        tracker=tracker,
+        sampling_weights=sampling_weights and sampling_weights.absolute(),
+    )
     return finish(session, run(session.settings, options, progress=session.progress))
 
 

@@ -60,6 +60,7 @@ class TrainOptions:
 
     overrides : fields of the preset with other values; they count as part of the run's configuration
     resume : `auto` goes on from the newest complete checkpoint of this run, `never` starts over
+    sampling_weights : weights file; None = reports/sampling/annotated_weights.json
     """
 
     preset: str = "baseline"
@@ -68,6 +69,7 @@ class TrainOptions:
     device: str = "auto"
     resume: str = "auto"
     tracker: str = "jsonl"
+    sampling_weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _plan(settings: Settings, options: TrainOptions) -> _Plan:
     hyper, origin = load_preset(settings, options.preset, options.overrides)
     feature, taxonomy = definition(hyper.feature), Taxonomy.load(settings)
     layout, where = settings.layout, settings.store
-    weights_path = layout.report("sampling", "annotated_weights.json")
+    weights_path = options.sampling_weights or layout.report("sampling", "annotated_weights.json")
     inputs = (
         ("manifest", layout.annotated),
         ("splits", layout.splits),

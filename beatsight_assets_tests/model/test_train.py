@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from beatsight_assets import events, store
+from beatsight_assets import cli, events, sampling, store
 from beatsight_assets.errors import ConfigError, GateFailed
 from beatsight_assets.model import learn, train
 from beatsight_assets.model.data import load_recordings
@@ -114,6 +114,43 @@ def test_resume_with_other_options_is_refused(root: Settings) -> None:
     assert (caught.value.code, caught.value.where) == ("resume-mismatch", "learning_rate")
     report = train.run(root, options(overrides={"epochs": 5}))
     assert report.verdicts[0].support["epochs"] == 5
+
+
+def test_stale_weights_stop_training(root: Settings) -> None:
+    """A manifest that changed after its weights were derived: exit 2 `weights-for-another-manifest`, and no run folder; derived again it trains."""
+    changed = events.read_events(root.layout.annotated)[:-1]
+    root.store.publish_frame(root.layout.annotated, changed)
+    with pytest.raises(ConfigError) as caught:
+        train.run(root, options())
+    assert (caught.value.code, caught.value.exit_code) == ("weights-for-another-manifest", 2)
+    assert not root.layout.run_dir("r").exists()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--profile", "demo", "--data-root", str(root.layout.root), "model", "train", "--preset", "demo", "--device", "cpu"])
+    assert ended.value.code == 2
+    sampling.run(root)
+    warm(root)
+    assert train.run(root, options(overrides={"epochs": 1})).passed
+
+
+def test_weights_of_a_file_are_the_ones_drawn_from(root: Settings, tmp_path: Path) -> None:
+    """Another weights file decides what is heard: weight 0 never, and the realised share and the file's digest are in the run's record."""
+    derived = store.read_json(root.layout.report("sampling", "annotated_weights.json"))
+    names = ["audio/t0.wav", "audio/t1.wav", "audio/t2.wav"]  # the sessions of split train
+    for name, weight in zip(names, (3.0, 1.0, 0.0), strict=True):
+        derived["groups"][name]["weight"] = weight
+    path = tmp_path / "mine.json"
+    path.write_bytes(store.to_json_bytes(derived))
+    more = {"epochs": 1, "audio_s_per_epoch": 96.0}  # 150 windows of 64 frames
+    train.run(root, options(overrides=more, sampling_weights=path))
+    sampler = json.loads((root.layout.run_dir("r") / "metrics.json").read_text())["sampler"]
+    assert sampler["weights_sha256"] == store.hash_file(path)
+    assert set(sampler["realised_share_top20"]) == set(names[:2])
+    assert sampler["realised_share_top20"][names[0]] == pytest.approx(0.75, abs=0.13)  # 3.7 standard deviations of 150 draws
+    del derived["groups"][names[1]]
+    path.write_bytes(store.to_json_bytes(derived))
+    with pytest.raises(GateFailed) as caught:
+        train.run(root, options(run_name="other", overrides=more, sampling_weights=path))
+    assert (caught.value.code, caught.value.exit_code) == ("group-without-weight", 1)
 
 
 def test_the_default_name_follows_from_configuration_and_data(root: Settings) -> None:
