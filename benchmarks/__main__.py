@@ -13,6 +13,7 @@ NAMES = (
     "ingest_scale",
     "frame_features",
     "near_duplicates",
+    "manifest_stages",
     "transcription",
     "render_kits",
     "bundle_export",

@@ -14,8 +14,14 @@ SLACK = 1e-6
 
 def tags_of(events: pl.DataFrame) -> list[set[str]]:
     """Inferred tags of every row, in row order."""
+    return tags_of_rows(
+        events.select("source_set", "session_id", "event_id", "onset_time", "components", "meter", "tempo_bpm", "mix_context").to_dicts()
+    )
+
+
+def tags_of_rows(rows: Sequence[dict[str, Any]]) -> list[set[str]]:
+    """`tags_of` for rows that are objects already; each gets its onset in microseconds as `us`."""
     sessions: dict[tuple[str, str], list[tuple[int, str, int]]] = defaultdict(list)
-    rows = events.select("source_set", "session_id", "event_id", "onset_time", "components", "meter", "tempo_bpm", "mix_context").to_dicts()
     for i, row in enumerate(rows):
         row["us"] = round(row["onset_time"] * 1e6)
         if row["mix_context"] != "stem":
