@@ -4,7 +4,6 @@ Belongs here: the bridge from Dagster's configuration to `Settings`, and from a 
 here: paths (`settings.DataLayout`).
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,23 +12,36 @@ from typing import Any
 
 import dagster as dg
 
+from beatsight_assets import clock
 from beatsight_assets.dag import metadata
 from beatsight_assets.errors import BeatSightError
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.stages import Progress, Report
 
-
-def _to_stderr(text: str) -> None:
-    """Dagster keeps stderr of a step as its compute log, so the line is found on the run's page too."""
-    print(text, file=sys.stderr, flush=True)
+LOG_EVERY_S = 5.0
 
 
-_listener: ContextVar[Progress] = ContextVar("progress", default=_to_stderr)
+def in_run_log() -> Progress:
+    """Progress as lines of the run's log page: the first at once, then one per LOG_EVERY_S, because each is a row in the database."""
+    logger = dg.get_dagster_logger("progress")
+    last_s: float | None = None
+
+    def say(text: str) -> None:
+        nonlocal last_s
+        now_s = clock.monotonic_s()
+        if last_s is None or now_s - last_s >= LOG_EVERY_S:
+            last_s = now_s
+            logger.info(text)
+
+    return say
+
+
+_listener: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 @contextmanager
 def progress_to(listener: Progress) -> Iterator[None]:
-    """Send the progress of stages that run in this context to `listener` instead of stderr."""
+    """Send the progress of stages that run in this context to `listener` instead of the log of the run."""
     token = _listener.set(listener)
     try:
         yield
@@ -61,7 +73,7 @@ class Lake(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         settings = self.settings
         try:
-            report = stage(settings, *args, progress=_listener.get())
+            report = stage(settings, *args, progress=_listener.get() or in_run_log())
         except BeatSightError as error:
             raise dg.Failure(str(error), metadata={"code": error.code, "where": error.where or "-"}, allow_retries=False) from error
         return metadata.result(settings, report)

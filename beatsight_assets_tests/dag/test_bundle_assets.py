@@ -13,7 +13,7 @@ import pytest
 from beatsight_assets.bundle.read import open_bundle
 from beatsight_assets.dag.build import build_defs
 from beatsight_assets.dag.checks.judge import answers
-from beatsight_assets.dag.checks.table import TRAINING
+from beatsight_assets.dag.checks.table import NOT_REQUIRED, TRAINING
 from beatsight_assets.readiness import annotation_alignment
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets_tests.crash import writers
@@ -110,3 +110,34 @@ def test_alignment_is_judged_from_its_own_receipt(own: Settings) -> None:
     own.store.publish_frame(path, pl.read_parquet(path).head(10))
     (stale,) = answers(own, "events", "beatsight_demo", ["annotation_alignment"])
     assert not stale.passed and "stale" in str(stale.description)
+
+
+def alignment(own: Settings) -> dg.AssetCheckResult:
+    annotation_alignment.run(own, annotation_alignment.AlignmentOptions("beatsight_demo"))
+    (found,) = answers(own, "events", "beatsight_demo", ["annotation_alignment"])
+    return found
+
+
+def test_shifted_annotations_are_a_warning(own: Settings) -> None:
+    """Annotations moved by 60 ms turn the check from a pass to a warning that names a recording and its shift; it blocks nothing."""
+    assert alignment(own).passed
+    path = own.layout.events("beatsight_demo")
+    events = pl.read_parquet(path)
+    own.store.publish_frame(path, events.with_columns(pl.col("onset_time") + 0.06))
+    found = alignment(own)
+    assert not found.passed and found.severity is dg.AssetCheckSeverity.WARN
+    assert "flagged is 3, limit 0" in str(found.description) and "best shift -58" in str(found.description)
+
+
+def test_a_source_without_audio_is_no_warning(own: Settings) -> None:
+    """Where there is no audio there is nothing to judge, and the profile does not require it: no warning."""
+    shutil.rmtree(own.layout.raw("beatsight_demo") / "audio")
+    found = alignment(own)
+    assert found.passed and found.description == NOT_REQUIRED
+
+
+def test_progress_is_in_the_log_of_the_run(own: Settings, instance: dg.DagsterInstance) -> None:
+    """Clips, rate and time left stand on the run's page."""
+    result = run(own, instance, "export_job", shards=True)
+    said = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert [text for text in said if "clips/s" in text and "s left" in text]

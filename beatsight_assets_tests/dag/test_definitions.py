@@ -49,7 +49,7 @@ def load_in_fresh_process(environment: dict[str, str]) -> subprocess.CompletedPr
 def test_loads_without_heavy_libraries(environment: dict[str, str]) -> None:
     """The graph can be looked at where torch, librosa, matplotlib and pandas are not even installed, without any setting."""
     found = load_in_fresh_process(environment)
-    assert (found.returncode, found.stdout.strip()) == (0, "27"), found.stderr
+    assert (found.returncode, found.stdout.strip()) == (0, "29"), found.stderr
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -95,7 +95,8 @@ def test_every_check_keeps_the_contract() -> None:
     assert {k.to_user_string() for k in nodes.materializable_asset_keys} - judged == {
         "clips",  # judged by the bundle
         "crash_embeddings",  # judged by the mapping
-        "manifest_metrics",
+        "manifest_diff",
+        "near_duplicates",  # judged by the splits
         "predictions",  # its gates are readiness's
     }
 

@@ -14,6 +14,7 @@ BEFORE_TRAINING = (
     "crash_embeddings",
     "crash_mapping",
     "annotated_manifest",
+    "near_duplicates",
     "splits",
     "manifest_health",
     "health_diff",
@@ -40,7 +41,7 @@ def test_red_child_does_not_run(toys: Toys) -> None:
     toys.red = {"splits/group_overlap"}
     result = toys.run(*BEFORE_TRAINING)
     assert not result.success
-    assert made(result) == {"merged_manifest", "crash_embeddings", "crash_mapping", "annotated_manifest", "splits"}
+    assert made(result) == {"merged_manifest", "crash_embeddings", "crash_mapping", "annotated_manifest", "near_duplicates", "splits"}
 
 
 def test_red_then_green_dataset(toys: Toys) -> None:

@@ -6,6 +6,7 @@ import dagster as dg
 from pydantic import Field
 
 from beatsight_assets.dag.assets import labels
+from beatsight_assets.dag.automation import when_inputs_change
 from beatsight_assets.dag.checks.table import TRAINING
 from beatsight_assets.dag.resources import Lake
 
@@ -46,7 +47,11 @@ def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
 
         return BundleRequest(TRAINING, None, {"layout": config.layout, "shards": n_shards}, "update", max_missing=config.max_missing)
 
-    @dg.asset(deps=["annotated_manifest", "splits"], **labels("bundle", "bundle.verify", "polars", "parquet", pool="bundle"))
+    @dg.asset(
+        deps=["annotated_manifest", "splits"],
+        automation_condition=when_inputs_change(),
+        **labels("bundle", "bundle.verify", "polars", "parquet", pool="bundle"),
+    )
     def bundle_plan(lake: Lake, config: BundleConfig) -> dg.MaterializeResult:
         """Which events become clips, where their audio lies, and how much room they take."""
         from beatsight_assets.bundle import verify

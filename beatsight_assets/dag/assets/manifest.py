@@ -67,7 +67,19 @@ def annotated_manifest(lake: Lake) -> dg.MaterializeResult:
 
 
 @dg.asset(
-    deps=[annotated_manifest],
+    deps=[merged_manifest],
+    automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.near_duplicates", "numpy", "parquet", heavy=True, pool="manifest"),
+)
+def near_duplicates(lake: Lake) -> dg.MaterializeResult:
+    """Recordings that are the same sound in other bytes; groups that share one stay in one split."""
+    from beatsight_assets.manifest import near_duplicates as stage
+
+    return lake.perform(stage.run)
+
+
+@dg.asset(
+    deps=[annotated_manifest, near_duplicates],
     automation_condition=when_inputs_change(),
     **labels("manifest", "manifest.splits", "polars", "parquet", pool="manifest"),
 )
@@ -88,6 +100,18 @@ def manifest_metrics(lake: Lake) -> dg.MaterializeResult:
     from beatsight_assets.manifest import compare
 
     return lake.perform(compare.run)
+
+
+@dg.asset(
+    deps=[annotated_manifest],
+    automation_condition=when_inputs_change(),
+    **labels("manifest", "manifest.compare", "json", pool="manifest"),
+)
+def manifest_diff(lake: Lake) -> dg.MaterializeResult:
+    """What the annotated manifest gained and lost since its version before: events, sessions, components, techniques."""
+    from beatsight_assets.manifest import compare
+
+    return lake.perform(compare.run_diff)
 
 
 @dg.asset(
@@ -126,8 +150,10 @@ ASSETS = [
     crash_embeddings,
     crash_mapping,
     annotated_manifest,
+    near_duplicates,
     splits,
     manifest_metrics,
+    manifest_diff,
     manifest_health,
     health_diff,
     sampling_weights,

@@ -132,6 +132,7 @@ CHECKS: tuple[Check, ...] = (
         split_share="Shares of the splits are near what was asked for.",
         class_present="Every class occurs in every split.",
     ),
+    *_rules("manifest_metrics", "metrics", blocking=False, drift="The labels are distributed about as in the version before."),
     *_rules(
         "manifest_health",
         "health",
