@@ -85,6 +85,20 @@ def test_every_stroke_begins_on_its_note(kit: sampled.SampledKit) -> None:
     assert np.nanmin(shifted) == pytest.approx(5.0, abs=0.2)
 
 
+@pytest.mark.parametrize(
+    ("ring", "late_ms", "told_ms"), [(0.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.0, 4.0, 4.0), (0.0, -4.0, -4.0), (0.66, 0.0, NAN)], ids=str
+)
+def test_an_onset_is_told_from_what_rings(ring: float, late_ms: float, told_ms: float) -> None:
+    """A stroke too late or too early is found to the sample; one in a loud ring that swells before it is not judged instead of judged wrong."""
+    place = RATE_HZ
+    samples = np.zeros(2 * RATE_HZ, np.float32)
+    samples[place - 2_000 :] = ring * 0.05 * 0.5
+    samples[place - 180 :] *= 1.6  # what rings swells 4 ms before the stroke
+    samples[place + round(late_ms * RATE_HZ / 1000) :][:200] = 0.5
+    (error,) = sampled.measure_onset_errors(samples, RATE_HZ, np.array([1_000_000]))
+    assert error == pytest.approx(told_ms, abs=0.02, nan_ok=True)
+
+
 def test_velocity_picks_the_layer_and_sets_the_level(kit: sampled.SampledKit) -> None:
     """Below 64 the soft sample, from 64 the loud one; louder is louder, without a step where the layer changes."""
     soft, hard = (play(kit, [(0.1, "snare", v / 127), (1.1, "kick", 1.0)]) for v in (63, 64))
