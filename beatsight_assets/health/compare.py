@@ -173,6 +173,24 @@ def to_json(comparison: Comparison | None, verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def assess(
+    settings: Settings, options: CompareOptions, *, baseline: Path | None = None, candidate: Path | None = None, first_release: bool = False
+) -> tuple[dict[str, Any], Verdict]:
+    """Compare two health reports, wherever they lie; nothing is written. Without `baseline` the blessed one, where there is one.
+
+    Raises
+    ------
+    InputError `missing-input`, `bad-report`
+    """
+    after = candidate or settings.layout.report("health", "annotated_health.json")
+    before = baseline or settings.layout.report("health", "baseline.json")
+    is_first = first_release or not settings.layout.current_model.is_file()
+    has_baseline = baseline is not None or before.is_file()
+    comparison = measure(read_report(before), read_report(after), options.ignore_labels) if has_baseline else None
+    verdict = judge(comparison, max_drop=options.max_drop, first_release=is_first and baseline is None, profile=settings.profile)
+    return to_json(comparison, verdict), verdict
+
+
 def run(settings: Settings, options: CompareOptions = CompareOptions(), *, progress: Progress = silent) -> Report:
     """Publish reports/health/annotated_diff.json with the verdict `health_compare` on the newest health report.
 

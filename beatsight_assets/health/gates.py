@@ -16,6 +16,7 @@ from beatsight_assets.taxonomy import View
 from beatsight_assets.verdict import Artifact, Rule, Verdict
 
 GATE = "health"
+MAX_CLIPPED_SHARE = 0.001  # spec/gates.md section 1
 
 
 @dataclass(frozen=True)
@@ -139,4 +140,8 @@ def _rules(report: Mapping[str, Any], limits: HealthLimits, classes: Mapping[str
     ):
         if limit is not None:  # on an empty manifest nothing can be said, so the rule fails with `events_present`
             rules.append(Rule.at_most(name, float(value) if n_events or value else None, float(limit)))
+    bundle = report.get("bundle")
+    if bundle:
+        rules.append(Rule.at_most("clipped_share", bundle["clipped_share"], MAX_CLIPPED_SHARE, "samples beyond full scale"))
+        rules.append(Rule.at_most("missing_audio", float(bundle["missing_audio"]), 0.0, "planned clips without audio"))
     return rules

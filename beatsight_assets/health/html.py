@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from beatsight_assets.verdict import Rule, Verdict, shown
 
-VERSION = "1"
+VERSION = "2"
 BUCKET_COLOURS = {"ghost": "#c9b8f5", "light": "#8fb4f7", "medium": "#3f7fe0", "accent": "#1b3f91", "unknown": "#c4c7ce"}
 
 CSS = """
@@ -85,6 +85,10 @@ TEMPLATE = """<!doctype html>
 {{ counts(title, "Seconds.", rows) }}
 {%- endfor %}
 </div>
+{%- if honesty %}<section><h2>What a score is worth</h2><p class="note">The same simple classifier ({{ honesty.task }}) on the same {{ '{:,}'.format(honesty.rows) }} rows of {{ honesty.takes }} takes and {{ honesty.drummers }} drummers, scored under three splits.
+ A split by row lets it remember takes; only takes, or drummers, that it has not heard say what a user will get. Naming the most frequent of {{ honesty.styles }} styles scores {{ '%.1f' % (100 * honesty.chance) }} %.</p>
+<table><tr><th>held out</th><th class="n">accuracy</th><th class="bar"></th></tr>
+{%- for unit, share in honesty.shares %}<tr><td>{{ unit }}s</td><td class="n">{{ '%.1f' % (100 * share) }} %</td><td class="bar">{{ bar([(unit, share, '#3f7fe0')], 1) }}</td></tr>{% endfor %}</table></section>{% endif %}
 {%- if splits %}<section><h2>Splits</h2><p class="note">Hits per drum and split. Groups never cross a split.</p><table><tr><th></th>{% for s in splits %}<th class="n">{{ s.name }}</th>{% endfor %}</tr>
 {%- for row in split_rows %}<tr><td>{{ row[0] }}</td>{% for v in row[1] %}<td class="n{{ ' fail' if v == 0 }}">{{ '{:,}'.format(v) }}</td>{% endfor %}</tr>{% endfor %}</table></section>{% endif %}
 {%- if examples %}<section><h2>Duplicates and refused rows</h2>{% for title, lines in examples %}<details open><summary>{{ title }} ({{ lines | length }} shown)</summary>{% for line in lines %}<div><code>{{ line }}</code></div>{% endfor %}</details>{% endfor %}</section>{% endif %}
@@ -99,6 +103,10 @@ def render(report: Mapping[str, Any], verdict: Verdict) -> str:
     return environment.from_string(TEMPLATE).render(_shown(report, verdict)) + "\n"
 
 
+def _honesty(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return {**found, "shares": list(found["accuracy"].items())} if found else None
+
+
 def _shown(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
     summary, counts = report["summary"], report["per_class_counts"]
     ordered = sorted(verdict.rules, key=lambda r: r.passed)
@@ -106,6 +114,7 @@ def _shown(report: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
     return {
         "css": CSS,
         "colours": BUCKET_COLOURS,
+        "honesty": _honesty(report.get("split_honesty")),
         "status": verdict.status,
         "manifest": report.get("manifest", {}).get("path", ""),
         "digest": report.get("manifest", {}).get("sha256", ""),

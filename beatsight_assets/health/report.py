@@ -17,7 +17,7 @@ import polars as pl
 from beatsight_assets import events, store
 from beatsight_assets.errors import InputError
 from beatsight_assets.events import BUCKETS, EVENT_SCHEMA
-from beatsight_assets.health import gates, html
+from beatsight_assets.health import gates, honesty, html
 from beatsight_assets.health.gates import HealthLimits
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
@@ -38,7 +38,7 @@ ROW_ERRORS = (ValueError, TypeError, AttributeError, KeyError, OverflowError, Re
 
 @dataclass(frozen=True)
 class HealthOptions:
-    """What to report on and by which limits; without `limits` those of the profile."""
+    """What to report on and by which limits; without `limits` those of the profile. `bundle` is the folder of a sealed one."""
 
     manifest: Path | None = None
     name: str = "annotated"
@@ -46,6 +46,7 @@ class HealthOptions:
     no_limits: bool = False
     components: Path | None = None
     dataset_metadata: Path | None = None
+    bundle: Path | None = None
 
 
 def run(settings: Settings, options: HealthOptions = HealthOptions(), *, progress: Progress = silent) -> Report:
@@ -56,40 +57,12 @@ def run(settings: Settings, options: HealthOptions = HealthOptions(), *, progres
     InputError `missing-input`, `bad-manifest`, `bad-metadata`
     ConfigError : limits that the profile spells wrong
     """
-    manifest = options.manifest or settings.layout.annotated
-    splits = settings.layout.splits if options.manifest is None else None
-    limits = (
-        None
-        if options.no_limits
-        else options.limits or HealthLimits.from_config(settings.gates.health, f"configs/gates/{settings.profile}.yaml")
-    )
+    limits = limits_of(settings, options)
     taxonomy = Taxonomy.load(settings)
-    provenance = sorted((settings.layout.root / "provenance").glob("*.parquet")) if options.manifest is None else []
-    parents = [("manifest", manifest)]
-    parents += [("splits", splits)] if splits else []
-    parents += [(f"provenance:{p.stem}", p) for p in provenance]
-    parents += [(role, p) for role, p in (("components", options.components), ("dataset_metadata", options.dataset_metadata)) if p]
+    parents = _parents(settings, options)
 
     def work() -> Outcome:
-        progress(f"reading {settings.store.rel(manifest)}")
-        frame, rejected = read_manifest(manifest)
-        progress(f"measuring {frame.height:,} events")
-        report = measure(
-            frame,
-            taxonomy,
-            splits=pl.read_parquet(splits) if splits else None,
-            provenance=pl.concat([pl.read_parquet(p) for p in provenance], how="diagonal_relaxed") if provenance else None,
-            known=read_components(options.components) if options.components else None,
-            dataset_metadata=read_durations(options.dataset_metadata) if options.dataset_metadata else None,
-            rejected=rejected,
-        )
-        report |= {
-            "schema": SCHEMA,
-            "manifest": {"path": settings.store.rel(manifest), "sha256": settings.store.sha256(manifest), "rows": frame.height},
-            "taxonomy": taxonomy.to_json(),
-        }
-        verdict = judged(settings, report, limits, taxonomy, parents)
-        report |= {"gating_results": [r.to_json() for r in verdict.rules], "status": verdict.status, "passed": verdict.passed}
+        report, verdict = assess(settings, options, progress=progress)
         target = settings.layout.report("health", f"{options.name}_health.json")
         page = target.with_suffix(".html")
         settings.store.publish_json(target, report)
@@ -117,13 +90,92 @@ def run(settings: Settings, options: HealthOptions = HealthOptions(), *, progres
     )
 
 
+def limits_of(settings: Settings, options: HealthOptions) -> HealthLimits | None:
+    """Limits of the options, else those of the profile; None when none are wanted."""
+    if options.no_limits:
+        return None
+    return options.limits or HealthLimits.from_config(settings.gates.health, f"configs/gates/{settings.profile}.yaml")
+
+
+def _parents(settings: Settings, options: HealthOptions) -> list[tuple[str, Path]]:
+    """Every file that a report rests on, by role."""
+    is_annotated = options.manifest is None
+    provenance = sorted((settings.layout.root / "provenance").glob("*.parquet")) if is_annotated else []
+    parents = [("manifest", options.manifest or settings.layout.annotated)]
+    parents += [("splits", settings.layout.splits)] if is_annotated else []
+    parents += [(f"provenance:{p.stem}", p) for p in provenance]
+    return parents + [(role, p) for role, p in (("components", options.components), ("dataset_metadata", options.dataset_metadata)) if p]
+
+
+def assess(settings: Settings, options: HealthOptions, *, progress: Progress = silent) -> tuple[dict[str, Any], Verdict]:
+    """The report of a manifest, wherever it lies, and the verdict on it; nothing is written.
+
+    Raises
+    ------
+    as `run`
+    """
+    taxonomy = Taxonomy.load(settings)
+    parents = _parents(settings, options)
+    files = dict(parents)
+    manifest = files["manifest"]
+    progress(f"reading {_shown(settings, manifest)}")
+    frame, rejected = read_manifest(manifest)
+    progress(f"measuring {frame.height:,} events")
+    provenance = [p for role, p in parents if role.startswith("provenance:")]
+    table = pl.concat([pl.read_parquet(p) for p in provenance], how="diagonal_relaxed") if provenance else None
+    report = measure(
+        frame,
+        taxonomy,
+        splits=pl.read_parquet(files["splits"]) if "splits" in files else None,
+        provenance=table,
+        known=read_components(options.components) if options.components else None,
+        dataset_metadata=read_durations(options.dataset_metadata) if options.dataset_metadata else None,
+        rejected=rejected,
+    )
+    report |= {
+        "schema": SCHEMA,
+        "manifest": {"path": _shown(settings, manifest), "sha256": settings.store.sha256(manifest), "rows": frame.height},
+        "taxonomy": taxonomy.to_json(),
+        "split_honesty": honesty.probe(frame, table, taxonomy) if table is not None else None,
+        "bundle": read_bundle(options.bundle) if options.bundle else None,
+    }
+    verdict = judged(settings, report, limits_of(settings, options), taxonomy, parents)
+    report |= {"gating_results": [r.to_json() for r in verdict.rules], "status": verdict.status, "passed": verdict.passed}
+    return report, verdict
+
+
+def _shown(settings: Settings, path: Path) -> str:
+    """A file as a report names it: no absolute path leaves the machine."""
+    return settings.store.rel(path) if path.is_relative_to(settings.layout.root) else path.name
+
+
+def read_bundle(folder: Path) -> dict[str, float]:
+    """Clips, samples beyond full scale as a share, and clips without audio of a sealed bundle, from its metadata.json.
+
+    Raises
+    ------
+    InputError `missing-input`, `bad-metadata`
+    """
+    found = store.read_json(folder / "metadata.json")
+    try:
+        figures, rate = found["statistics"], int(found["sample_rate"])
+        n_samples = float(figures["written_seconds"]) * rate
+        return {
+            "clips": int(figures["written_clips"]),
+            "clipped_share": round(figures["clipped_samples"] / n_samples, 9) if n_samples else 0.0,
+            "missing_audio": int(figures["skipped_missing_audio"]),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"is no metadata of a bundle: {error!r}", code="bad-metadata", where=f"{folder.name}/metadata.json") from error
+
+
 def judged(
     settings: Settings, report: Mapping[str, Any], limits: HealthLimits | None, taxonomy: Taxonomy, parents: Sequence[tuple[str, Path]]
 ) -> Verdict:
     """The verdict on a report, naming the files it rests on."""
     view = taxonomy.view(limits.view) if limits and limits.view else None
     rows = report["summary"]["events_total"]
-    inputs = tuple(Artifact(r, settings.store.rel(p), settings.store.sha256(p), rows if r == "manifest" else None) for r, p in parents)
+    inputs = tuple(Artifact(r, _shown(settings, p), settings.store.sha256(p), rows if r == "manifest" else None) for r, p in parents)
     return gates.judge(report, limits, view=view, labels=taxonomy.labels, inputs=inputs, profile=settings.profile)
 
 

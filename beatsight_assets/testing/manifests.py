@@ -108,7 +108,7 @@ def made_provenance(sessions: pl.DataFrame) -> pl.DataFrame:
         hashes=pl.concat_list(
             pl.struct(path=stem + ".wav", sha256=key.str.zfill(64), bytes=pl.lit(1, pl.Int64)),
         ),
-        facts=pl.format('{"duration_seconds":{},"midi_content":"{}"}', pl.lit(60.0), content),
+        facts=pl.concat_str(pl.lit('{"duration_seconds":60.0,"midi_content":"'), content, pl.lit('"}')),
         issues=pl.lit("{}"),
     )
 
