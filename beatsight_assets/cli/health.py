@@ -115,12 +115,12 @@ def compare_command(
     return 0 if verdict.passed else 1
 
 
-@command("bless", help="Make the current report, or REPORT, the baseline; a failing one needs --force and is marked.")
-@click.argument("report", required=False, type=FILE)
+@command("bless", help="Make the current report, or HEALTH_REPORT, the baseline; a failing one needs --force and is marked.")
+@click.argument("health_report", required=False, type=FILE)
 @click.option("--force", is_flag=True)
-def bless_command(session: Session, report: Path | None, force: bool) -> int:
+def bless_command(session: Session, health_report: Path | None, force: bool) -> int:
     from beatsight_assets.health.compare import bless
 
-    path = bless(session.settings, report, force=force)
+    path = bless(session.settings, health_report, force=force)
     emit(session, {"baseline": session.settings.store.rel(path)}, f"-> {session.settings.store.rel(path)}")
     return 0
