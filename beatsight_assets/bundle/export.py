@@ -186,8 +186,9 @@ def export(settings: Settings, request: BundleRequest, *, progress: Progress = s
     """
     with bundle_lock(settings, request.name):
         started_s = clock.monotonic_s()
+        roots = _roots(settings, request)  # wrong usage is told before there is a plan
         opened = _open(settings, request, progress)
-        done = _make_shards(settings, opened.plan, _roots(settings, request), range(opened.plan.n_shards), progress)
+        done = _make_shards(settings, opened.plan, roots, range(opened.plan.n_shards), progress)
         return _finish(settings, request, opened, done, started_s)
 
 
@@ -210,8 +211,9 @@ def cut_shards(settings: Settings, request: BundleRequest, shards: Sequence[int]
     as `export`
     """
     with bundle_lock(settings, request.name):
+        roots = _roots(settings, request)
         plan = _open(settings, request, progress).plan
-        _make_shards(settings, plan, _roots(settings, request), [s for s in shards if s < plan.n_shards], progress)
+        _make_shards(settings, plan, roots, [s for s in shards if s < plan.n_shards], progress)
         return plan
 
 
@@ -236,7 +238,12 @@ def _roots(settings: Settings, request: BundleRequest) -> AudioRoots:
 def _open(settings: Settings, request: BundleRequest, progress: Progress) -> _Opened:
     """Take up the plan of a bundle, or make one, by the mode of the request."""
     folder = finish_swap(settings, request.name)
-    exists = folder.exists() and any(p.is_file() and TMP_NAME.match(p.name) is None for p in folder.rglob("*"))
+    exists = folder.is_dir() and any(p.is_file() and TMP_NAME.match(p.name) is None for p in folder.rglob("*"))
+    is_bundle = any((folder / name).is_file() for name in ("plan.json", "BUNDLE.json", "history/request.json"))
+    if (exists and not is_bundle) or folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(
+            f"bundles/{request.name} is there and is no bundle. Move it away or choose another name; it is never deleted", code="no-bundle"
+        )
     if exists and request.mode == "new":
         raise ConfigError(
             f"bundle {request.name} exists. Give --resume to go on with it or --overwrite to replace it", code="bundle-exists"

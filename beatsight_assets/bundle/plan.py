@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, InputError, StoreError
-from beatsight_assets.events import COMPONENT_STRUCT, EVENT_SCHEMA, component_offsets_us, read_events
+from beatsight_assets.events import COMPONENT_STRUCT, DAY_S, EVENT_SCHEMA, REQUIRED, component_offsets_us, read_events
 from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.stages import Progress, silent
@@ -38,6 +38,7 @@ SCHEMA = "beatsight.bundle-plan/1"
 SLICER_VERSION = 1  # raised with every change of clip bytes
 SPLITS = ("train", "val", "test")
 LAYOUTS = ("shards", "wav")
+MAX_WINDOW_MS = 10_000  # on either side of an onset
 BATCH_ROWS = 50_000  # about 20 MB of events
 CLIPS_PER_SHARD = 131_072  # beyond this a manifest gets more shards, so that a shard stays a unit of a few seconds and 60 MB of plan
 DAY_BITS = 37  # 2^37 microseconds are more than a day
@@ -126,12 +127,15 @@ class BundleOptions:
             if value not in choices:
                 raise ConfigError.unknown_choice(what, value, choices)
         taxonomy.view(self.view)
+        for label in (*self.include_labels, *self.exclude_labels):
+            if label not in taxonomy.labels:
+                raise ConfigError.unknown_choice("label", label, taxonomy.labels)
         if self.channel != "mean" and not (self.channel.isdecimal() and int(self.channel) < 64):
             raise ConfigError(f"--channel is {self.channel!r}; it must be mean or the number of a channel, 0..63", code="bad-option")
         limits = (
             ("--sample-rate", self.sample_rate, 4_000, 384_000),
-            ("--pre-ms", self.pre_ms, 0, 10_000),
-            ("--post-ms", self.post_ms, 1, 10_000),
+            ("--pre-ms", self.pre_ms, 0, MAX_WINDOW_MS),
+            ("--post-ms", self.post_ms, 1, MAX_WINDOW_MS),
             ("--limit", 1 if self.limit is None else self.limit, 1, 10**9),
             ("--val-ratio", self.val_ratio or 0.0, 0, 0.9),
             ("--shards", 1 if self.shards is None else self.shards, 1, 4096),
@@ -231,7 +235,9 @@ def require_name(name: str) -> str:
     ConfigError `bad-option`
     """
     if not NAME_FORM.fullmatch(name) or not is_plain_path(name):
-        raise ConfigError(f"bundle name {store.printable(name)[:80]!r} must be letters, digits, '_', '-' and '.'", code="bad-option")
+        raise ConfigError(
+            f"bundle name {store.printable(name)[:80]!r} must be 1 to 100 letters, digits, '_', '-' and '.'", code="bad-option"
+        )
     return name
 
 
@@ -334,7 +340,7 @@ class Planner:
         if o.synthetic != "all":
             dropped |= pl.col("is_synthetic") != (o.synthetic == "only")
         outcome = (
-            pl.when((pl.col("mix_context") == "stem") | holds(_MIX))
+            pl.when((pl.col("mix_context") == "stem") | holds(_MIX) | pl.col("onset_time").is_null())
             .then(pl.lit("not_a_hit"))
             .when(~(holds(_IN_VIEW) | pl.col("negative_example")))
             .then(pl.lit("no_components"))
@@ -372,8 +378,10 @@ class Planner:
                 "Run: beatsight events split",
                 code="unassigned-groups",
             )
+        counts.outcomes.update(dict(frame.group_by("outcome").len().iter_rows()))
         frame = (
-            frame.with_columns(
+            frame.filter(pl.col("onset_time").is_not_null())
+            .with_columns(
                 split_rank=pl.col("split").replace_strict({s: i for i, s in enumerate(SPLITS)}, default=len(SPLITS), return_dtype=pl.Int8),
                 onset_us=(pl.col("onset_time") * 1e6).round().cast(pl.Int64),
             )
@@ -386,9 +394,9 @@ class Planner:
             if self.options.context == "fixed"
             else pl.col("context_ms").struct.field("post"),
         )
-        labelled = self._with_labels(frame, counts)
-        counts.outcomes.update(dict(frame.group_by("outcome").len().iter_rows()))
-        clips = labelled.filter(planned)
+        if self.options.context == "event":
+            _require_windows(frame.filter(planned))
+        clips = self._with_labels(frame, counts).filter(planned)
         seconds = (pl.col("pre_ms").cast(pl.Float64) + pl.col("post_ms")).sum() / 1000
         for column, n_clips, n_seconds in (
             ("split", counts.planned_by_split, counts.seconds_by_split),
@@ -522,6 +530,19 @@ def _of_events(components: pl.Series, bits: NDArray[np.uint8]) -> pl.Series:
     return pl.Series(found)
 
 
+def _require_windows(frame: pl.DataFrame) -> None:
+    """Windows of events are as long as those of the options may be."""
+    sound = pl.col("pre_ms").is_between(0, MAX_WINDOW_MS) & pl.col("post_ms").is_between(1, MAX_WINDOW_MS)
+    bad = frame.filter(~sound.fill_null(False))
+    if bad.height:
+        row = bad.row(0, named=True)
+        raise InputError(
+            f"context_ms of {bad.height:,} events is not within 0 .. {MAX_WINDOW_MS:,} before and 1 .. {MAX_WINDOW_MS:,} after the onset, "
+            f"first {store.printable(row['event_id'])[:80]} with {row['pre_ms']} and {row['post_ms']}. Use --context fixed or mend the manifest",
+            code="bad-manifest",
+        )
+
+
 def _or_at(row: NDArray[np.int64], bits: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """OR of the bits of each row; `row` need not be sorted."""
     found = np.zeros(n, dtype=np.int64)
@@ -557,10 +578,36 @@ def manifest_batches(path: Path, columns: Sequence[str] | None = None) -> Iterat
     InputError : as `events.read_events`
     """
     names = list(columns or EVENT_SCHEMA)
-    if path.suffix == ".jsonl" or not path.is_file() or pl.read_parquet_schema(path) != EVENT_SCHEMA:
-        yield from read_events(path).select(names).iter_slices(BATCH_ROWS)
-    else:
-        yield from pl.scan_parquet(path).select(names).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+    n_rows = 0
+    try:
+        if path.suffix == ".jsonl" or not path.is_file() or pl.read_parquet_schema(path) != EVENT_SCHEMA:
+            batches = read_events(path).select(names).iter_slices(BATCH_ROWS)
+        else:
+            batches = pl.scan_parquet(path).select(names).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+        for batch in batches:
+            _require_sound(batch, n_rows, path)
+            n_rows += batch.height
+            yield batch
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"not a readable Parquet file: {error}. Write it again", code="bad-manifest", where=str(path)) from error
+
+
+def _require_sound(batch: pl.DataFrame, first_row: int, path: Path) -> None:
+    """What no plan can be made of: a required field without a value, an onset that is no time of a day. An event without an onset is no hit."""
+
+    def refuse(bad: pl.Series, code: str, rule: str) -> None:
+        if (rows := bad.arg_true()).len():
+            raise InputError(
+                f"{rule}, first in row {first_row + rows[0] + 1:,}. Look for more: beatsight events validate", code=code, where=str(path)
+            )
+
+    for name in REQUIRED:
+        if name in batch.columns and name != "onset_time" and batch[name].null_count():
+            refuse(batch[name].is_null(), "bad-manifest", f"{name} has no value")
+    if "onset_time" in batch.columns:
+        onset = batch["onset_time"]
+        bad = (onset.is_nan() | (onset < 0) | (onset >= DAY_S)).fill_null(False)
+        refuse(bad, "bad-time", f"onset_time is {onset.filter(bad).head(1).to_list()}, not a time within 0 .. 86,400 s")
 
 
 def _micro(expression: pl.Expr) -> pl.Expr:
@@ -597,7 +644,13 @@ def _canonical_json(text: str) -> str:
             return [rounded(v) for v in value]
         return round(value, 6) if isinstance(value, float) else value
 
-    return json.dumps(rounded(json.loads(text)), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"extras {store.printable(text)[:60]!r} is not JSON: {error}. Look for more: beatsight events validate", code="bad-manifest"
+        ) from error
+    return json.dumps(rounded(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def content_digest(frame: pl.DataFrame) -> list[str]:
@@ -651,6 +704,21 @@ class Spill:
         return pl.concat(parts) if parts else pl.DataFrame(schema=EVENT_SCHEMA)
 
 
+def _require_once(spill: Spill, ids: Sequence[NDArray[np.uint64]]) -> None:
+    """An id that stands in two shards would give two clips one name."""
+    ordered = np.sort(np.concatenate(ids))
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(twice):
+        return
+    found: list[str] = []
+    for shard in range(spill.n_shards):
+        names = spill.read(shard)["event_id"]
+        found += names.filter(names.hash().is_in(pl.Series(twice))).to_list()
+    name, n = Counter(found).most_common(1)[0]
+    if n > 1:  # else two ids with one hash
+        raise InputError(f"event id {store.printable(name)[:80]} stands in the manifest twice", code="bad-manifest")
+
+
 def n_shards_for(options: BundleOptions, n_events: int, profile: str) -> int:
     """Shards of a new plan."""
     if options.shards is not None:
@@ -674,7 +742,10 @@ def _manifest_digest(parts: Iterable[Sequence[str]]) -> str:
 
 def _count_rows(path: Path) -> int:
     if path.suffix == ".parquet" and path.is_file():
-        return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        try:
+            return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"not a readable Parquet file: {error}. Write it again", code="bad-manifest", where=str(path)) from error
     with store.open_regular(path) as handle:
         return sum(block.count(b"\n") for block in iter(lambda: handle.read(store.BLOCK_BYTES), b""))
 
@@ -759,8 +830,10 @@ def make_plan(
                 smallest = heapq.nsmallest(options.limit, [*smallest, *((keyed_order(options.seed, i), i) for i in eligible)])
         if options.limit is not None:
             planner.selected = {i for _, i in smallest}
+        ids: list[NDArray[np.uint64]] = []  # 8 bytes an event; ids themselves would be 60
         for shard in range(n_shards):
             events = spill.read(shard)
+            ids.append(events["event_id"].hash().to_numpy())
             digests.append(content_digest(events))
             rows = planner.plan_shard(events, counts)
             receipt = settings.store.publish_frame(target.table(shard), rows)
@@ -772,6 +845,7 @@ def make_plan(
                 )
             tables[target.shard_name(shard)] = {"sha256": receipt.sha256, "clips": rows.height}
             progress(f"planned shard {shard + 1} of {n_shards}: {sum(counts.planned_by_split.values()):,} clips")
+        _require_once(spill, ids)
     identity = {
         "schema": SCHEMA,
         "manifest_sha256": _manifest_digest(digests),

@@ -39,6 +39,7 @@ COLUMNS = (
     "source_set",
     "group_id",
     "audio_path",
+    "onset_time",
     "components",
     "mix_context",
     "negative_example",
