@@ -57,7 +57,11 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "list": "Bundles and their state.",
         "remove": "Delete a bundle.",
         "archive": "Keep what a bundle was, without its samples."}),
-    "features": ("Feature cache.", {"warm": "Compute and cache the features of every recording."}),
+    "features": ("Feature cache.", {
+        "warm": "Compute and cache the features of a bundle's clips, or of every recording.",
+        "estimate": "Bytes that the features of a bundle take.",
+        "prune": "Delete features that no bundle needs.",
+        "convert": "Cached features in a narrower form."}),
     "model": ("Train, judge and promote.", {
         "train": "Train a candidate.",
         "evaluate": "Match the candidate's hits against held-out annotations.",
