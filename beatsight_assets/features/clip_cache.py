@@ -131,7 +131,7 @@ def read_array(path: Path, n_clips: int, feature: ClipDefinition, dtype: str) ->
     due = n_clips * feature.n_mels * feature.n_frames * stored.itemsize
     if not path.is_file() or path.stat().st_size != due:
         raise InputError(f"absent, or not of {due:,} bytes. Run: beatsight features warm", code="bad-features", where=path.name)
-    return np.memmap(path, dtype=stored, mode="r", shape=(n_clips, *feature.shape))
+    return np.asarray(np.memmap(path, dtype=stored, mode="r", shape=(n_clips, *feature.shape)))  # a plain array: taking a row costs half
 
 
 def opened(settings: Settings, options: WarmOptions) -> Bundle:

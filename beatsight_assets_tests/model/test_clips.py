@@ -1,0 +1,152 @@
+"""Clips as batches: every clip once, with its own features and truth, in an order that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from beatsight_assets.bundle.read import open_bundle
+from beatsight_assets.errors import ConfigError, GateFailed, InputError
+from beatsight_assets.features import clip_cache
+from beatsight_assets.features.clip_cache import WarmOptions
+from beatsight_assets.features.definitions import clip_definition
+from beatsight_assets.model.clips import Clips, in_db, load_clips, network_input
+from beatsight_assets.settings import DataLayout, Settings
+from beatsight_assets_tests.features.factories import make_bundle
+
+FEATURE = clip_definition()
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A data root with the bundle `b` and its features; tests leave it alone."""
+    settings = Settings(layout=DataLayout(tmp_path_factory.mktemp("feed") / "root"), profile="demo")
+    make_bundle(settings)
+    clip_cache.run(settings, WarmOptions("b"))
+    return settings
+
+
+@pytest.fixture(scope="module")
+def clips(warm: Settings) -> Clips:
+    """Its clips of train and val."""
+    return load_clips(warm, "b", ("train", "val"))
+
+
+def test_every_clip_has_its_own_features_and_truth(warm: Settings, clips: Clips) -> None:
+    """Against a plain walk over the bundle: the same clips, each with the float16 features of its samples and the classes of its row."""
+    seen = 0
+    by_event = {e: i for i, e in enumerate(clips.table["event_id"].to_list())}
+    for split in ("train", "val"):
+        for row, samples in open_bundle(warm.layout.at("bundles/b")).clips(split):
+            i = by_event.pop(row["event_id"])
+            expected = FEATURE.compute(np.array(samples)[None]).astype(np.float16)[0]
+            assert np.array_equal(clips.stored(np.array([i]))[0], expected)
+            assert [c for c, hit in zip(clips.classes, clips.target[i], strict=True) if hit] == row["labels"]
+            assert [c for c, known in zip(clips.classes, clips.judged[i], strict=True) if not known] == (row["masked"] or [])
+            seen += 1
+    assert seen == len(clips) == 36 and not by_event
+
+
+def test_batches_cover_an_epoch_once_and_equal_a_loop(clips: Clips) -> None:
+    """36 clips in batches of 10: 10, 10, 10, 6; each clip once, with its features in dB, target and mask; held in memory they are equal."""
+    order = clips.order(3, 1)
+    found = list(clips.batches(order, 10))
+    assert [len(b.rows) for b in found] == [10, 10, 10, 6]
+    assert torch.cat([b.rows for b in found]).tolist() == order.tolist()
+    assert sorted(order.tolist()) == list(range(36))
+    held = list(clips.batches(order, 10, resident=clips.resident("cpu")))
+    for batch, other in zip(found, held, strict=True):
+        rows = batch.rows.numpy()
+        assert batch.features.dtype == torch.float32 and torch.equal(batch.features, other.features)
+        assert np.array_equal(batch.features.numpy(), clips.stored(rows).astype(np.float32))
+        assert np.array_equal(batch.target.numpy(), clips.target[rows]) and np.array_equal(batch.judged.numpy(), clips.judged[rows])
+    assert found[0].features.data_ptr() != found[1].features.data_ptr()  # a batch that was kept is not overwritten by the next
+
+
+def test_orders_are_keyed(clips: Clips) -> None:
+    """The same seed and epoch give the same order, others another; a choice of rows stays a choice of rows."""
+    assert np.array_equal(clips.order(3, 1), clips.order(3, 1))
+    assert not np.array_equal(clips.order(3, 1), clips.order(3, 2)) and not np.array_equal(clips.order(3, 1), clips.order(4, 1))
+    assert sorted(clips.order(0, 0, np.array([5, 9, 2])).tolist()) == [2, 5, 9]
+
+
+def test_weights_decide_about_the_draws(clips: Clips) -> None:
+    """Groups are drawn by their weight, never with weight 0; a group without one stops the run."""
+    groups = sorted(set(clips.group))
+    weights = {g: float(n) for n, g in enumerate(groups)}
+    drawn = np.concatenate([clips.order(0, epoch, weights=weights) for epoch in range(200)])
+    share = {g: np.mean([clips.group[i] == g for i in drawn]) for g in groups}
+    assert share[groups[0]] == 0.0
+    total = sum(weights[g] for g in clips.group)
+    for g in groups:
+        assert share[g] == pytest.approx(weights[g] * clips.group.count(g) / total, abs=0.02)
+    with pytest.raises(GateFailed):
+        clips.order(0, 0, weights={groups[0]: 1.0})
+
+
+def test_one_class_per_clip(clips: Clips) -> None:
+    """Of four clips - one class, two classes, a masked one, none - one is trained on in single mode, and each other is counted."""
+    snare = clips.classes.index("snare")
+    target, judged, single = clips.target[:4].copy(), np.ones_like(clips.judged[:4]), np.array([snare, -1, -1, -1])
+    target[:] = False
+    target[0, snare] = target[1, snare] = target[1, 0] = True
+    judged[2, snare] = False
+    some = replace(clips, table=clips.table[:4], target=target, judged=judged, single=single, array_of=clips.array_of[:4])
+    rows, left_out = some.single_target()
+    assert rows.tolist() == [0]
+    assert left_out == {"excluded_multi_target": 1, "excluded_masked": 1, "excluded_out_of_view": 1}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_every_form_gives_the_same_levels(warm: Settings, tmp_path: Path, dtype: str) -> None:
+    """float32 is exact, uint8 within its stated error, in the tensor as in `decode`."""
+    root = tmp_path / "root"
+    shutil.copytree(warm.layout.root, root)
+    settings = Settings(layout=DataLayout(root), profile="demo")
+    clip_cache.run(settings, WarmOptions("b", dtype=dtype))
+    other = load_clips(settings, "b", ("val",))
+    batch = next(other.batches(np.arange(len(other)), 64))
+    part = open_bundle(root / "bundles/b").parts("val")[0]
+    expected = FEATURE.compute(np.fromfile(part.path, "<i2").reshape(-1, FEATURE.n_samples))
+    assert np.abs(batch.features[: len(expected)].numpy() - expected).max() <= (0.0 if dtype == "float32" else 0.33)
+    stored = other.stored(np.arange(len(other)))
+    assert np.allclose(in_db(torch.from_numpy(stored)).numpy(), clip_cache.decode(stored), atol=1e-5)
+
+
+def test_a_network_reads_a_square(clips: Clips) -> None:
+    """[batch, 1, 128, 128]; the first column is the first frame, the last the last one."""
+    features = next(clips.batches(np.arange(3), 3)).features
+    read = network_input(features, FEATURE)
+    assert read.shape == (3, 1, 128, 128)
+    assert torch.equal(read[:, 0, :, 0], features[:, :, 0]) and torch.equal(read[:, 0, :, 127], features[:, :, 24])
+
+
+def test_what_is_not_cached_is_not_fed(warm: Settings, tmp_path: Path) -> None:
+    """No index, a split that was not warmed, a damaged array, an index of another definition, no such clips: refused with the command to run."""
+    root = tmp_path / "root"
+    shutil.copytree(warm.layout.root, root)
+    settings = Settings(layout=DataLayout(root), profile="demo")
+    with pytest.raises(GateFailed, match="no clip"):
+        load_clips(settings, "b", ())
+    clip_cache.run(settings, WarmOptions("b", splits=("train",)))
+    with pytest.raises(InputError, match="features warm b"):
+        load_clips(settings, "b", ("val",))
+    victim = next(root.glob("features/logmel128-1/shards/*/*.f16"))
+    clip_cache.run(settings, WarmOptions("b"))
+    content = bytearray(victim.read_bytes())
+    content[100] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(InputError, match="not the array of the index"):
+        load_clips(settings, "b", ("train", "val", "test"))
+    path = clip_cache.index_path(settings, FEATURE, "b")
+    path.write_text(path.read_text().replace(FEATURE.digest, "0" * 64))
+    with pytest.raises(ConfigError, match="logmel128-1"):
+        load_clips(settings, "b", ("train",))
+    path.unlink()
+    with pytest.raises(InputError, match="features warm b"):
+        load_clips(settings, "b", ("train",))
