@@ -37,6 +37,7 @@ from beatsight_assets.bundle.plan import (
 )
 from beatsight_assets.bundle.roots import AudioRoots, Missing, audio_roots
 from beatsight_assets.bundle.shard import ShardJob, ShardResult, make_shard, wav_file
+from beatsight_assets.bundle.summary import of_export, plain
 from beatsight_assets.errors import Busy, ConfigError, GateFailed, InputError
 from beatsight_assets.manifest.splits import RATIOS, assign
 from beatsight_assets.settings import Settings
@@ -50,6 +51,7 @@ VERSION = "1"
 SPACE_FACTOR = 1.1  # spec/bundle.md section 10: less free space than this share of the estimate is refused
 BYTES_PER_SAMPLE = 2
 SILENCE_DB = -95.0  # one step of 16 bits is -90.3 dBFS; what lies below holds zeros alone
+OF_THE_MACHINE = ("seconds_elapsed", "workers")  # not part of a receipt: equal runs leave equal receipts
 PART_OF_RUN = ("written_clips", "reused_clips", "healed_clips")
 
 
@@ -370,7 +372,7 @@ def _open_plan(settings: Settings, request: BundleRequest, target: Path, manifes
     }
     place = target / "history" / "request.json"
     settings.store.publish_json(place, signed(note))
-    plan = make_plan(settings, target, manifest, sources, options, progress=progress)
+    plan = make_plan(settings, target, manifest, sources, options, n_expected=request.manifest_total, progress=progress)
     settings.store.publish_json(place, signed({**note, "file_sha256": store.hash_file(manifest), "plan": plan.identity}))
     return plan, sources
 
@@ -441,7 +443,7 @@ def _make_shards(settings: Settings, plan: Plan, roots: AudioRoots, shards: Sequ
     planned = sum(plan.identity["tables"][plan.shard_name(s)]["clips"] for s in todo)
     started_s = clock.monotonic_s()
     n_clips = 0
-    jobs = [ShardJob(settings.layout.root, plan.folder, shard, roots) for shard in todo]
+    jobs = [ShardJob(settings.layout.root, plan.folder, shard, replace(roots, hits=Counter())) for shard in todo]
     splits: Counter[str] = Counter()
     with workers.executor(settings.executor, settings.n_workers) as pool:
         for result in workers.ordered_map(pool, make_shard, jobs, n_workers=settings.n_workers):
@@ -679,7 +681,20 @@ def run(settings: Settings, request: BundleRequest, *, progress: Progress = sile
     if settings.layout.splits.is_file():
         parents.append(("splits", settings.layout.splits))
     figures = {k: v for k, v in exported.statistics.items() if not k.endswith("_seconds") or k == "written_seconds"}
-    run_figures = {f"run_{k}": v for k, v in exported.run["run_statistics"].items() if k in PART_OF_RUN}
+    figures |= {f"run_{k}": v for k, v in exported.run["run_statistics"].items() if k in PART_OF_RUN}
+    facts = {
+        "complete": exported.marker["complete"],
+        "missing": exported.metadata["missing"],
+        "durations": exported.durations,
+        "split_durations_seconds": exported.metadata["split_durations_seconds"],
+        "run_split_durations_seconds": exported.run["run_split_durations_seconds"],
+        "run_statistics": {k: v for k, v in exported.run["run_statistics"].items() if k not in OF_THE_MACHINE},
+        "root_hits": dict(exported.root_hits),
+        "made_again": dict(exported.reasons),
+        "options": asdict(plan.options),
+    }
+    log = plan.folder / "history" / f"run-{len(_history(plan.folder)):04d}.log"
+    settings.store.publish(log, (plain(of_export(figures, facts)) + "\n").encode())
     rows = tuple(
         (
             source,
@@ -703,15 +718,8 @@ def run(settings: Settings, request: BundleRequest, *, progress: Progress = sile
         parents=parents,
         work=lambda: Outcome(
             outputs=[(n, p, None) for n, p in outputs],
-            figures={**figures, **run_figures},
-            facts={
-                "complete": exported.marker["complete"],
-                "missing": exported.metadata["missing"],
-                "durations": exported.durations,
-                "root_hits": dict(exported.root_hits),
-                "made_again": dict(exported.reasons),
-                "options": asdict(plan.options),
-            },
+            figures=figures,
+            facts=facts,
             verdicts=[judge(settings, exported, request.max_missing)],
             table=Table(("source", "seconds", "seconds of this run", "seconds healed"), rows),
         ),

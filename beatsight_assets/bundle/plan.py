@@ -729,7 +729,7 @@ def n_shards_for(options: BundleOptions, n_events: int, profile: str) -> int:
 def manifest_digest(path: Path) -> str:
     """Digest over the canonical rows of a manifest, whatever form, order and batch size it is read in."""
     with tempfile.TemporaryFile() as file:
-        n_rows = _count_rows(path)
+        n_rows = count_rows(path)
         spill = Spill(file, max(1, -(-n_rows // CLIPS_PER_SHARD)))
         for batch in manifest_batches(path):
             spill.add(batch)
@@ -740,7 +740,8 @@ def _manifest_digest(parts: Iterable[Sequence[str]]) -> str:
     return sha256("\n".join(sorted(d for part in parts for d in part)).encode()).hexdigest()
 
 
-def _count_rows(path: Path) -> int:
+def count_rows(path: Path) -> int:
+    """Rows of a manifest, without reading them."""
     if path.suffix == ".parquet" and path.is_file():
         try:
             return int(pl.scan_parquet(path).select(pl.len()).collect().item())
@@ -797,6 +798,7 @@ def make_plan(
     options: BundleOptions,
     *,
     due: Plan | None = None,
+    n_expected: int | None = None,
     progress: Progress = silent,
 ) -> Plan:
     """Plan every event of a manifest into `folder`: the tables first, plan.json last.
@@ -804,6 +806,7 @@ def make_plan(
     Parameters
     ----------
     due : the plan whose tables are made again; they must come out as they were
+    n_expected : events that the progress counts up to; None = rows of the manifest
 
     Raises
     ------
@@ -813,7 +816,8 @@ def make_plan(
     options.validate(sources.taxonomy)
     planner = Planner(options, sources.taxonomy, sources.split_of, sources.coverage, settings.generated_wanted)
     counts = Counts()
-    n_shards = n_shards_for(options, _count_rows(manifest), settings.profile)
+    n_events = count_rows(manifest)
+    n_shards = n_shards_for(options, n_events, settings.profile)
     target = Plan(folder, {"n_shards": n_shards}, "")
     digests: list[Sequence[str]] = []
     tables: dict[str, dict[str, Any]] = {}
@@ -824,7 +828,7 @@ def make_plan(
         for batch in manifest_batches(manifest):
             spill.add(batch)
             n_rows += batch.height
-            progress(f"reading the manifest: {n_rows:,} events")
+            progress(f"reading the manifest: {n_rows:,} of {n_expected or n_events:,} events")
             if options.limit is not None:
                 eligible = batch.filter(planner.classify(batch) == "planned")["event_id"].to_list()
                 smallest = heapq.nsmallest(options.limit, [*smallest, *((keyed_order(options.seed, i), i) for i in eligible)])

@@ -17,8 +17,9 @@ import polars as pl
 from beatsight_assets import audio, store
 from beatsight_assets.audio import AudioError
 from beatsight_assets.bundle.export import BundleRequest, plan_only, read_sources
-from beatsight_assets.bundle.plan import OUTCOMES, BundleOptions, Planner, manifest_batches
+from beatsight_assets.bundle.plan import OUTCOMES, BundleOptions, Planner, count_rows, manifest_batches
 from beatsight_assets.bundle.roots import AudioRoots, Missing, audio_roots
+from beatsight_assets.bundle.summary import Section, formatted_duration
 from beatsight_assets.events import read_events
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
@@ -56,6 +57,7 @@ class Verified:
     """What planning and looking for audio found, without cutting."""
 
     manifest: str
+    layout: str = "shards"
     total_events: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
     planned: Counter[str] = field(default_factory=Counter)  # events by source
@@ -101,35 +103,26 @@ class Verified:
         """Rows of the durations table: category, source, clips, seconds."""
         return _category("expected", {s: (n, self.seconds[s]) for s, n in self.planned.items()})
 
-    def text(self) -> str:
-        """As a person reads it."""
+    def sections(self) -> list[Section]:
+        """As tables that a person reads."""
         found = self.to_json()
-        lines = [f"{k:<20} {v:>16,}" if isinstance(v, int) else f"{k:<20} {v:>16,.3f}" for k, v in found["statistics"].items()]
-        lines += [
-            f"  {source:<28} {self.planned[source]:>10,} clips  {formatted_duration(s)}"
-            for source, s in found["expected_seconds_by_source"].items()
+        seconds = found["expected_seconds_by_source"]
+        sources = tuple((source, n, seconds[source], formatted_duration(seconds[source])) for source, n in sorted(self.planned.items()))
+        missing = tuple((f"{e['source_set']}/{e['audio_path']}", e["reason"], "; ".join(e["tried"])) for e in self.examples)
+        return [
+            ("Totals", Table(("", ""), tuple(found["statistics"].items()))),
+            ("Sources", Table(("source", "clips", "seconds", "duration"), sources)),
+            ("Labels", Table(("", ""), tuple(found["label_counts"].items()))),
+            ("Excluded", Table(("", ""), tuple((k, n) for k, n in found["excluded"].items() if n))),
+            ("Files found per root", Table(("", ""), tuple(self.root_hits.items()))),
+            ("Clips without audio", Table(("", ""), tuple(found["missing_sources"].items()))),
+            ("Examples", Table(("recording", "reason", "tried"), missing)),
         ]
-        lines += [f"  excluded {k}: {n:,}" for k, n in found["excluded"].items() if n]
-        lines += [
-            f"  missing {e['source_set']}/{e['audio_path']}: {e['reason']}; tried {', '.join(e['tried']) or 'nothing'}"
-            for e in self.examples
-        ]
-        return "\n".join(lines)
 
 
 def _category(name: str, by_source: Mapping[str, tuple[int, float]]) -> list[tuple[str, str, int, float]]:
     rows = [(name, source, n, seconds) for source, (n, seconds) in sorted(by_source.items())]
     return [*rows, (name, "TOTAL", sum(r[2] for r in rows), sum(r[3] for r in rows))]
-
-
-def formatted_duration(seconds: float) -> str:
-    """Hours, minutes, seconds and milliseconds.
-
-    >>> formatted_duration(0.56), formatted_duration(3661.28)
-    ('0:00:00.560', '1:01:01.280')
-    """
-    ms = round(seconds * 1000)
-    return f"{ms // 3_600_000}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}"
 
 
 def durations_csv(rows: Sequence[tuple[str, str, int, float]]) -> bytes:
@@ -151,16 +144,12 @@ def durations_of(report: Report) -> list[tuple[str, str, int, float]]:
     return rows
 
 
-def write_user_files(
-    summary: Path | None, payload: Any, durations: Path | None, rows: Sequence[tuple[str, str, int, float]], log: Path | None, text: str
-) -> None:
+def write_user_files(summary: Path | None, payload: Any, durations: Path | None, rows: Sequence[tuple[str, str, int, float]]) -> None:
     """Files that the user asked for by name."""
     if summary is not None:
         Store(summary.parent, remember=False).publish_json(summary, payload)
     if durations is not None:
         Store(durations.parent, remember=False).publish(durations, durations_csv(rows))
-    if log is not None:
-        Store(log.parent, remember=False).publish(log, (text + "\n").encode())
 
 
 def verify(settings: Settings, request: BundleRequest, *, probe: str = "header", progress: Progress = silent) -> Verified:
@@ -176,13 +165,14 @@ def verify(settings: Settings, request: BundleRequest, *, probe: str = "header",
     options.validate(taxonomy)
     sources = read_sources(settings, manifest, options)
     planner = Planner(options, taxonomy, sources.split_of, None, settings.generated_wanted)
-    found = Verified(settings.store.rel(manifest) if manifest.is_relative_to(settings.layout.root) else manifest.name)
+    found = Verified(settings.store.rel(manifest) if manifest.is_relative_to(settings.layout.root) else manifest.name, options.layout)
     if options.limit is not None:
         smallest: list[tuple[str, str]] = []
         for batch in manifest_batches(manifest, COLUMNS):
             eligible = batch.filter(planner.classify(batch) == "planned")["event_id"].to_list()
             smallest = heapq.nsmallest(options.limit, [*smallest, *((keyed_order(options.seed, i), i) for i in eligible)])
         planner.selected = {i for _, i in smallest}
+    n_expected = request.manifest_total or count_rows(manifest)
     files: list[pl.DataFrame] = []
     for batch in manifest_batches(manifest, COLUMNS):
         found.total_events += batch.height
@@ -206,7 +196,7 @@ def verify(settings: Settings, request: BundleRequest, *, probe: str = "header",
         named = planner.renamed(counts)
         for label, n in counts.items():
             found.label_counts[named[label][0] if label in named else label] += n
-        progress(f"looked at {found.total_events:,} events")
+        progress(f"looked at {found.total_events:,} of {n_expected:,} events")
     table = pl.concat(files).group_by("source_set", "audio_path").agg(pl.col("events").sum(), pl.col("seconds").sum()) if files else None
     if table is not None:
         _resolve(settings, request, table.sort("source_set", "audio_path"), manifest, found, probe, progress)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from beatsight_assets.cli.common import Session, command, emit, finish, manifest_path
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.verdict import shown
+
+if TYPE_CHECKING:
+    from beatsight_assets.bundle.summary import Section
 
 CONTENT = (
     "layout",
@@ -69,6 +74,15 @@ def audio_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _style_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--force-rich", is_flag=True, help="Drawn tables and one moving line of progress, also off a terminal."),
+        click.option("--disable-rich", is_flag=True, help="Plain lines, also on a terminal."),
+    ):
+        function = option(function)
+    return function
+
+
 def _given(session: Session, options: dict[str, Any]) -> dict[str, Any]:
     """Content options that stand on the command line."""
     given = {k: options[k] for k in CONTENT if options.get(k) not in (None, ())}
@@ -84,10 +98,11 @@ def _given(session: Session, options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--resume", is_flag=True, help="Go on with a bundle; what is gone or damaged is made again.")
 @click.option("--overwrite", is_flag=True, help="Build it anew beside the old one, which stays readable to the end.")
 @click.option("--verify-only", is_flag=True, help="Cut nothing; say what would be cut and what is missing.")
-@click.option("--manifest-total", type=int, help="Expected number of events, for the progress line.")
+@click.option("--manifest-total", type=click.IntRange(min=1), help="Expected number of events, for the progress line.")
 @click.option("--summary-json", type=click.Path(path_type=Path), help="Also write the report there, as --json prints it.")
 @click.option("--expected-duration-csv", type=click.Path(path_type=Path), help="Also write seconds per source there.")
-@click.option("--log-file", type=click.Path(path_type=Path), help="Also write the printed summary there.")
+@click.option("--write-workers", type=click.IntRange(1, 256), help="The same as --workers.")
+@_style_options
 @audio_options
 @_content_options
 def export_command(
@@ -100,17 +115,22 @@ def export_command(
     manifest_total: int | None,
     summary_json: Path | None,
     expected_duration_csv: Path | None,
-    log_file: Path | None,
+    write_workers: int | None,
+    force_rich: bool,
+    disable_rich: bool,
     audio_root: str | None,
     audio_root_map: tuple[str, ...],
     max_missing: int,
     **content: Any,
 ) -> int:
-    from beatsight_assets.bundle import verify
+    from beatsight_assets.bundle import summary, verify
     from beatsight_assets.bundle.export import BundleRequest, run
+    from beatsight_assets.cli.common import text_of
 
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other. Give one of them", code="bad-option")
+    is_rich = _is_rich(force_rich, disable_rich)
+    session = replace(session if write_workers is None else session.with_workers(write_workers), live=is_rich)
     request = BundleRequest(
         name=name,
         manifest=manifest_path(session.settings, manifest) if manifest else None,
@@ -122,18 +142,44 @@ def export_command(
         manifest_total=manifest_total,
     )
     if verify_only:
-        return _verify(session, request, "header", summary_json, expected_duration_csv)
-    targets = [session.settings.user_output(p) if p else None for p in (summary_json, expected_duration_csv, log_file)]
+        return _verify(session, request, "header", summary_json, expected_duration_csv, is_rich)
+    targets = [session.settings.user_output(p) if p else None for p in (summary_json, expected_duration_csv)]
     report = run(session.settings, request, progress=session.progress)
     payload = report.to_json() | {"reused": report.reused}
-    verify.write_user_files(targets[0], payload, targets[1], verify.durations_of(report), targets[2], _text(report))
-    return finish(session, report)
+    verify.write_user_files(targets[0], payload, targets[1], verify.durations_of(report))
+    _emit_tables(session, payload, summary.of_export(report.figures, report.facts), text_of(replace(report, figures={})), is_rich)
+    return 0 if report.passed else 1
 
 
-def _text(report: Any) -> str:
-    from beatsight_assets.cli.common import text_of
+def _is_rich(force: bool, disable: bool) -> bool:
+    """Whether tables are drawn and progress is one line: on a terminal, unless the user says otherwise."""
+    if force and disable:
+        raise ConfigError("--force-rich and --disable-rich exclude each other. Give one of them", code="bad-option")
+    return force or (sys.stdout.isatty() and not disable)
 
-    return text_of(report)
+
+def _emit_tables(session: Session, payload: Any, sections: Sequence[Section], words: str, is_rich: bool) -> None:
+    """Tables, drawn or plain, and words below them; the log is always plain."""
+    from beatsight_assets.bundle.summary import cell, plain
+
+    def draw() -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(force_terminal=True, highlight=False)
+        for title, table in sections:
+            drawn = Table(title=title, title_justify="left", show_header=any(table.columns))
+            for n, column in enumerate(table.columns):
+                drawn.add_column(column, justify="right" if n else "left", overflow="fold")
+            for row in table.rows:
+                drawn.add_row(*(cell(value) for value in row))
+            if table.rows:
+                console.print(drawn)
+        console.print(words, markup=False)
+
+    if session.live and not session.quiet:
+        click.echo("", err=True)  # below the line of progress
+    emit(session, payload, "\n".join(filter(None, [plain(sections), words])), draw if is_rich else None)
 
 
 @command("verify", help="What an export of MANIFEST (default: annotated) would cut, and what is missing. Writes nothing.")
@@ -141,16 +187,21 @@ def _text(report: Any) -> str:
 @click.option(
     "--probe", type=click.Choice(("none", "header", "decode")), default="header", show_default=True, help="How far each file is opened."
 )
+@click.option("--manifest-total", type=click.IntRange(min=1), help="Expected number of events, for the progress line.")
 @click.option("--summary-json", type=click.Path(path_type=Path), help="Write the report there.")
 @click.option("--expected-duration-csv", type=click.Path(path_type=Path), help="Write seconds per source there.")
+@_style_options
 @audio_options
 @_content_options
 def verify_command(
     session: Session,
     manifest: str | None,
     probe: str,
+    manifest_total: int | None,
     summary_json: Path | None,
     expected_duration_csv: Path | None,
+    force_rich: bool,
+    disable_rich: bool,
     audio_root: str | None,
     audio_root_map: tuple[str, ...],
     max_missing: int,
@@ -158,6 +209,7 @@ def verify_command(
 ) -> int:
     from beatsight_assets.bundle.export import BundleRequest
 
+    is_rich = _is_rich(force_rich, disable_rich)
     request = BundleRequest(
         name="verify",
         manifest=manifest_path(session.settings, manifest) if manifest else None,
@@ -165,17 +217,18 @@ def verify_command(
         audio_root=audio_root,
         audio_root_maps=audio_root_map,
         max_missing=max_missing,
+        manifest_total=manifest_total,
     )
-    return _verify(session, request, probe, summary_json, expected_duration_csv)
+    return _verify(replace(session, live=is_rich), request, probe, summary_json, expected_duration_csv, is_rich)
 
 
-def _verify(session: Session, request: Any, probe: str, summary_json: Path | None, durations_csv: Path | None) -> int:
+def _verify(session: Session, request: Any, probe: str, summary_json: Path | None, durations_csv: Path | None, is_rich: bool) -> int:
     from beatsight_assets.bundle import verify
 
     targets = [session.settings.user_output(p) if p else None for p in (summary_json, durations_csv)]
     found = verify.verify(session.settings, request, probe=probe, progress=session.progress)
-    verify.write_user_files(targets[0], found.to_json(), targets[1], found.durations(), None, "")
-    emit(session, found.to_json(), found.text())
+    verify.write_user_files(targets[0], found.to_json(), targets[1], found.durations())
+    _emit_tables(session, found.to_json(), found.sections(), "", is_rich)
     return 0 if found.passed(request.max_missing) else 1
 
 
@@ -209,8 +262,12 @@ def plan_command(
     )
     if estimate:
         found = verify.verify(session.settings, request, probe="none", progress=session.progress)
-        sizes = verify.estimate(session.settings, found)
-        emit(session, sizes, "\n".join(f"{k:<20} {v:>18,}" for k, v in sizes.items()))
+        sizes = verify.estimate(session.settings, found, request.content.get("sample_rate", 44_100))
+        lines = [f"{k:<20} {v:>18,}" for k, v in sizes.items()]
+        needed = sizes[f"bytes_{found.layout}"]
+        if sizes["bytes_free"] < verify.SPACE_ADVISED * needed:
+            lines.append(f"notice: less than {verify.SPACE_ADVISED:g} times the {needed:,} bytes of the clips are free")
+        emit(session, sizes, "\n".join(lines))
         return 0
     return finish(session, verify.run(session.settings, request, progress=session.progress))
 
@@ -251,7 +308,11 @@ def check_command(session: Session, name: str, fast: bool, against_manifest: boo
 
     if against_manifest:
         totals = check.against_manifest(session.settings, name)
-        lines = [f"{k:<18} {v:>14,}" for k, v in totals.items() if isinstance(v, int) and not isinstance(v, bool)]
+        lines = []
+        for key, value in totals.items():
+            counts = value if isinstance(value, dict) else {}
+            lines += [f"{key:<28} {value:>14,}"] if isinstance(value, int) else [key] if counts else []
+            lines += [f"  {name:<26} {n:>14,}" for name, n in counts.items()]
         emit(session, totals, "\n".join([*lines, *totals["problems"]]))
         return 1 if totals["problems"] else 0
     report = check.run(session.settings, check.CheckOptions(name, fast=fast), progress=session.progress)

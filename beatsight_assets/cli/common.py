@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 MANIFEST_SUFFIXES = (".parquet", ".jsonl")
-PROGRESS_EVERY_S = 1.0
+PROGRESS_EVERY_S = 1.0  # on a terminal
+PROGRESS_IN_FILE_S = 10.0  # elsewhere, where every line stays
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,18 @@ class Session:
     as_json: bool
     quiet: bool
     report_file: Path | None
+    log_file: Path | None = None
+    live: bool = False  # progress is one line that is written over
 
     @property
     def progress(self) -> Progress:
-        return _printer(self.quiet)
+        return _printer(self.quiet, self.live)
+
+    def with_workers(self, n_workers: int) -> Session:
+        """The same with that many worker processes; a cluster stays a cluster."""
+        executor = self.settings.executor
+        local = executor if executor.startswith(DASK) else "processes" if n_workers > 1 else "inline"
+        return replace(self, settings=replace(self.settings, n_workers=n_workers, executor=local))
 
 
 def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -50,23 +59,20 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]
             as_json: bool,
             quiet: bool,
             report: str | None,
+            log_file: str | None,
             workers: int | None,
             executor: str | None,
             **options: Any,
         ) -> int:
             outer = click.get_current_context().obj or {}
             settings = load_settings(data_root or outer.get("data_root"), profile or outer.get("profile"))
-            changes: dict[str, Any] = {}
+            session = Session(settings, as_json, quiet, Path(report) if report else None, Path(log_file) if log_file else None)
             if workers is not None:
-                local = settings.executor if settings.executor.startswith(DASK) else "processes" if workers > 1 else "inline"
-                changes |= {"n_workers": workers, "executor": local}
+                session = session.with_workers(workers)
             if executor is not None:
-                changes["executor"] = require_kind(executor, where="--executor")
-            if changes:
-                from dataclasses import replace
-
-                settings = replace(settings, **changes)
-            return function(Session(settings, as_json, quiet, Path(report) if report else None), **options) or 0
+                kind = require_kind(executor, where="--executor")
+                session = replace(session, settings=replace(session.settings, executor=kind))
+            return function(session, **options) or 0
 
         wrapped = click.command(name, context_settings={"max_content_width": 120}, **attributes)(called)
         wrapped.params += [
@@ -75,6 +81,7 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]
             click.Option(["--json", "as_json"], is_flag=True, help="One JSON object on stdout, texts on stderr."),
             click.Option(["--quiet"], is_flag=True, help="No progress lines."),
             click.Option(["--report"], metavar="FILE", help="Also write the report there as JSON."),
+            click.Option(["--log-file"], metavar="FILE", help="Also write the printed summary there as plain text."),
             click.Option(["--workers"], type=click.IntRange(1, 256), help="Worker processes; results do not depend on it."),
             click.Option(
                 ["--executor"],
@@ -87,15 +94,16 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., int | None]
     return build
 
 
-def _printer(quiet: bool) -> Progress:
-    """A line per second at most on stderr."""
+def _printer(quiet: bool, live: bool) -> Progress:
+    """On a terminal a line per second at most, elsewhere one per ten; `live` writes over one line."""
     last = [float("-inf")]
+    every_s = PROGRESS_EVERY_S if live or sys.stderr.isatty() else PROGRESS_IN_FILE_S
 
     def say(text: str) -> None:
         now = clock.monotonic_s()
-        if not quiet and now - last[0] >= PROGRESS_EVERY_S:
+        if not quiet and now - last[0] >= every_s:
             last[0] = now
-            click.echo(f"  {text}", err=True)
+            click.echo(f"\r\x1b[2K  {text}" if live else f"  {text}", err=True, nl=not live)
 
     return say
 
@@ -107,13 +115,16 @@ def finish(session: Session, *reports: Report) -> int:
     return 0 if all(r.passed for r in reports) else 1
 
 
-def emit(session: Session, payload: Any, text: str) -> None:
-    """JSON or text on stdout, and the JSON into --report."""
-    if session.report_file is not None:
-        path = session.settings.user_output(session.report_file)
-        store.Store(path.parent, remember=False).publish_json(path, payload)
+def emit(session: Session, payload: Any, text: str, show: Callable[[], None] | None = None) -> None:
+    """JSON or text on stdout, the JSON into --report, the text into --log-file; `show` puts it on the terminal in its own way."""
+    for name, content in ((session.report_file, store.to_json_bytes(payload)), (session.log_file, f"{text}\n".encode())):
+        if name is not None:
+            path = session.settings.user_output(name)
+            store.Store(path.parent, remember=False).publish(path, content)
     if session.as_json:
         sys.stdout.write(store.to_json_bytes(payload, indent=None).decode())
+    elif show is not None:
+        show()
     elif text:
         click.echo(text)
 

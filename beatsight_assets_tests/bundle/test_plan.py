@@ -12,7 +12,8 @@ import pytest
 from beatsight_assets.bundle.export import BundleRequest, export
 from beatsight_assets.bundle.plan import BundleOptions, clip_name, manifest_digest, shard_of
 from beatsight_assets.bundle.read import Bundle, open_bundle
-from beatsight_assets.bundle.verify import formatted_duration, verify
+from beatsight_assets.bundle.summary import formatted_duration
+from beatsight_assets.bundle.verify import verify
 from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.events import read_events, to_jsonl
 from beatsight_assets.settings import Settings

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -63,10 +65,11 @@ def test_unfit_events_fail_the_health_step(made: Settings, beatsight: Beatsight)
 def test_too_little_room_is_refused_before_anything_is_cut(made: Settings, beatsight: Beatsight, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free space below 1.1 times what the whole bundle needs: exit 1, no bundle; from there on it runs."""
     needed = round(207 * 0.28 * 44_100) * 2
-    monkeypatch.setattr(store, "free_bytes", lambda folder: int(needed * 1.1) - 1)
+    free = [int(needed * 1.1) - 1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
     ended = beatsight("bundle", "smoke", "--limit", "5")
     assert ended.code == 1 and "no-space" in ended.err and not made.layout.at("bundles").exists()
-    monkeypatch.setattr(store, "free_bytes", lambda folder: int(needed * 1.1) + 1)
+    free[0] += 2
     ended = beatsight("bundle", "smoke", "--limit", "5")
     assert ended.code == 0 and "disk_headroom" in ended.out and "warn" in ended.out
 
