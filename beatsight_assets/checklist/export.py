@@ -91,7 +91,7 @@ def post_export(settings: Settings, options: PostOptions, *, progress: Progress 
         "health": lambda: of_reports(health.run(settings, _health_of(settings, bundle), progress=progress)),
         "snapshot": lambda: _snapshot(settings, options.bundle),
         "tests": lambda: run_tests(TESTS),
-        "cache": lambda: _cache(settings, progress),
+        "cache": lambda: _cache(settings, options.bundle, progress),
         "train": lambda: _train(settings, options.preset, progress),
         "evaluate": lambda: _evaluate(settings, progress),
         **{name: _missing(name) for name in MISSING},
@@ -108,9 +108,10 @@ def _missing(name: str) -> Callable[[], tuple[bool, Any]]:
 
 
 def _health_of(settings: Settings, bundle: Bundle) -> health.HealthOptions:
-    """The manifest of a bundle with the seconds that the bundle holds, under the name of the bundle."""
+    """The manifest of a bundle with the clips and seconds that the bundle holds, under the name of the bundle."""
     manifest = manifest_of(settings, BundleRequest(bundle.name, mode="resume"), bundle.folder)
-    return health.HealthOptions(manifest=manifest, name=f"bundle_{bundle.name}", dataset_metadata=bundle.folder / "metadata.json")
+    metadata = bundle.folder / "metadata.json"
+    return health.HealthOptions(manifest=manifest, name=f"bundle_{bundle.name}", dataset_metadata=metadata, bundle=bundle.folder)
 
 
 def _snapshot(settings: Settings, name: str) -> tuple[bool, Any]:
@@ -118,10 +119,12 @@ def _snapshot(settings: Settings, name: str) -> tuple[bool, Any]:
     return not found["problems"], found
 
 
-def _cache(settings: Settings, progress: Progress) -> tuple[bool, Any]:
-    from beatsight_assets.features.cache import run
+def _cache(settings: Settings, name: str, progress: Progress) -> tuple[bool, Any]:
+    """Features of the clips, and those of whole recordings, which the step `train` reads."""
+    from beatsight_assets.features import cache, clip_cache
 
-    return of_reports(run(settings, progress=progress))
+    clips = clip_cache.run(settings, clip_cache.WarmOptions(name), progress=progress)
+    return of_reports(clips, cache.run(settings, progress=progress))
 
 
 def _train(settings: Settings, preset: str, progress: Progress) -> tuple[bool, Any]:

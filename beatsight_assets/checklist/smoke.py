@@ -185,6 +185,7 @@ def _health(settings: Settings, bundle: Bundle, manifest: Path, target: Path) ->
         splits=clips.select("group_id", "split").unique("group_id"),
         dataset_metadata=health.read_durations(bundle.folder / "metadata.json"),
     )
+    report["bundle"] = health.read_bundle(bundle.folder)
     verdict = health.judged(settings, report, limits, taxonomy, [("bundle", bundle.folder / "BUNDLE.json")])
     report |= {"schema": health.SCHEMA, "manifest": {"path": _shown(settings, manifest), "sha256": store.hash_file(manifest)}}
     report |= {"gating_results": [r.to_json() for r in verdict.rules], "status": verdict.status, "passed": verdict.passed}

@@ -16,8 +16,8 @@ from beatsight_assets_tests.bundle.conftest import Beatsight
 
 @pytest.fixture
 def only_demo(made: Settings) -> Settings:
-    """`made` with the demo as the only dataset: no other raw folder is wanted."""
-    datasets = {"beatsight_demo": made.datasets["beatsight_demo"].model_dump(mode="json")}
+    """`made` with the demo as the only dataset, and one that has to be there."""
+    datasets = {"beatsight_demo": made.datasets["beatsight_demo"].model_dump(mode="json") | {"optional": False}}
     made.store.publish_json(made.layout.at("configs/datasets.yaml"), {"datasets": datasets})
     return made
 
@@ -112,9 +112,12 @@ def test_after_an_export_the_steps_run_in_order(only_demo: Settings, beatsight: 
     found = json.loads(ended.out)
     assert ended.code == 0 and list(statuses(found)) == ["health", "snapshot", "cache"]
     health = json.loads((only_demo.layout.root / "reports/health/bundle_b_health.json").read_text())
-    assert sum(health["split_durations_seconds"].values()) == pytest.approx(207 * 0.28)
+    assert sum(health["split_durations_seconds"].values()) == pytest.approx(207 * 0.28) and health["bundle"]["clips"] == 207
+    assert {"clipped_share", "missing_audio"} <= {r["name"] for r in health["gating_results"]}
     totals = found["steps"][1]["report"]
-    assert (totals["manifest_events"], totals["written"]) == (207, 207) and found["steps"][2]["report"]["figures"]["recordings"] == 3
+    assert (totals["manifest_events"], totals["written"]) == (207, 207) and [
+        r["stage"] for r in found["steps"][2]["report"]["reports"]
+    ] == ["feature_index", "recording_features"]
     assert json.loads((only_demo.layout.root / "reports/bundle/b_post_export.json").read_text()) == found
 
 

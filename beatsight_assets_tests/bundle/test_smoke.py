@@ -29,7 +29,11 @@ def test_a_smoke_run_leaves_its_reports_and_nothing_else(made: Settings, beatsig
     assert (found["clips"], found["full_clips"], found["limit"], found["passed"]) == (30, 207, 30, True)
     assert found["full_gb"] == round(207 * 0.28 * 44_100 * 2 / 1e9, 6)
     assert found["clips_per_s"] > 0 and found["full_seconds"] == pytest.approx(207 / found["clips_per_s"], rel=0.1)
-    assert health["summary"]["events_total"] == 30 and health["passed"] and sum(health["duration_seconds_by_source"].values()) == 8.4
+    assert (
+        health["summary"]["events_total"] == health["bundle"]["clips"] == 30
+        and health["passed"]
+        and sum(health["duration_seconds_by_source"].values()) == 8.4
+    )
     assert smoke_folders(made) == []
     assert beatsight("bundle", "smoke", "--limit", "30", "--keep").code == 0
     assert [f.name for f in smoke_folders(made)] == [f".smoke-{store.hash_file(made.layout.annotated)[:8]}"]
