@@ -175,7 +175,7 @@ def _health(settings: Settings, bundle: Bundle, manifest: Path, target: Path) ->
     Floors of classes and techniques are for the whole manifest (`health report` judges them there): a sample of it is smaller.
     """
     clips = bundle.table(["event_id", "group_id", "split"])
-    kept = [batch.filter(pl.col("event_id").is_in(clips["event_id"])) for batch in manifest_batches(manifest)]
+    kept = [batch.filter(pl.col("event_id").is_in(clips["event_id"].implode())) for batch in manifest_batches(manifest)]
     taxonomy = Taxonomy.load(settings)
     limits = HealthLimits.from_config(settings.gates.health, f"configs/gates/{settings.profile}.yaml")
     limits = replace(limits, min_class_count=None, min_counts={}, required_labels=(), required_techniques=(), min_technique_counts={})
