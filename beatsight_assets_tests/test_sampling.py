@@ -141,6 +141,36 @@ def test_weights_equal_a_slow_reference(
     assert [w.weight for _, w in sorted(found.groups.items())] == pytest.approx([w for _, (_, w) in sorted(expected.items())])
 
 
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), st.lists(EVENT, min_size=1, max_size=8), min_size=1),
+    st.sampled_from([(), ("session_id", "onset_time")]),
+    st.sampled_from([None, 2]),
+    st.sampled_from([1, 2]),
+    st.tuples(st.floats(0.01, 1.0), st.floats(1.0, 3.0)),
+)
+def test_weights_lie_in_their_bounds_and_no_event_vanishes(
+    groups: dict[str, list[dict[str, object]]], dedupe: tuple[str, ...], cap: int | None, min_count: int, bounds: tuple[float, float]
+) -> None:
+    """Every weight in [min, max]; counted + repeated + capped + those of dropped groups = all events; probabilities of all clips sum to 1."""
+    profile = SamplingProfile(
+        dedupe_fields=dedupe, max_per_group=cap, min_count=min_count, boosts={"flam": 9.0}, attenuations={"roll": 0.001},
+        min_weight=bounds[0], max_weight=bounds[1],
+    )  # fmt: skip
+    frame = manifest(groups)
+    everything = slow(frame, profile.model_copy(update={"min_count": 0, "max_per_group": None}))
+    if all(min(n, cap or n) < min_count for n, _ in everything.values()):
+        with pytest.raises(NothingToDo):
+            derive(frame, profile)
+        return
+    found = derive(frame, profile)
+    weights = {name: g.weight for name, g in found.groups.items()}
+    assert all(bounds[0] <= w <= bounds[1] for w in weights.values())
+    counted = sum(g.count for g in found.groups.values())
+    assert counted + found.n_repeated + found.n_capped + sum(everything[name][0] for name in found.dropped) == frame.height
+    clips = [name for name, g in found.groups.items() for _ in range(g.count)]
+    assert float(draw_probabilities(clips, weights).sum()) == pytest.approx(1.0, abs=1e-12)
+
+
 class SmallPieces(Manifest):
     """1,700 rows at a time."""
 
