@@ -606,7 +606,7 @@ def find_repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not twice.size:
         return np.empty(0, np.int64)
-    return np.flatnonzero(twice[np.searchsorted(twice, hashes).clip(max=twice.size - 1)] == hashes)
+    return np.flatnonzero(pl.Series(hashes).is_in(pl.Series(twice).implode()).to_numpy())
 
 
 def session_starts(frame: pl.DataFrame) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, GateFailed, InputError, NothingToDo
-from beatsight_assets.events import EVENT_SCHEMA, Manifest, TextCodes, find_repeats
+from beatsight_assets.events import EVENT_SCHEMA, NO_TEXT, Manifest, TextCodes, find_repeats
 from beatsight_assets.settings import SamplingProfile, Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.units import rng_for
@@ -122,20 +122,27 @@ def derive(
     checked(profile)
     manifest = events if isinstance(events, Manifest) else Manifest(events)
     columns = sorted({profile.group_field, FALLBACK_GROUP, "techniques", *profile.dedupe_fields})
-    groups, tag_sets, keys = TextCodes(), TextCodes(), TextCodes()
+    groups, tag_sets, keys, labels = TextCodes(), TextCodes(), TextCodes(), TextCodes()
+    grouped = FALLBACK_GROUP if profile.group_field == FALLBACK_GROUP else None  # its codes are those of the group
     parts = [
         pl.DataFrame(
             {
                 "group": groups.of(_group_of(piece, profile.group_field)),
                 "tags": tag_sets.of(piece["techniques"].fill_null([]).list.join(SEPARATOR)),
-                **{f"key_{name}": _dedupe_key(piece[name], keys) for name in profile.dedupe_fields},
+                **{
+                    f"key_{name}": _dedupe_key(piece[name], labels if name == "components" else keys)
+                    for name in profile.dedupe_fields
+                    if name != grouped
+                },
             }
         )
         for piece in manifest.pieces(columns)
     ]
     rows = pl.concat(parts) if parts else pl.DataFrame({"group": [], "tags": []}, schema={"group": pl.UInt32, "tags": pl.UInt32})
     n_all = rows.height
-    rows = _first_of_equals(rows)
+    if "key_components" in rows.columns:
+        rows = rows.with_columns(key_components=_as_sets(rows["key_components"].to_numpy(), labels))
+    rows = _first_of_equals(rows, [f"key_{name}" if name != grouped else "group" for name in profile.dedupe_fields])
     n_repeated = n_all - rows.height
     counted = rows.group_by("group", "tags").len()
     names_of = {code: tuple(text.split(SEPARATOR)) if text else () for code, text in tag_sets.names.items()}
@@ -144,14 +151,14 @@ def derive(
         fits = [code for code, names in names_of.items() if (wanted <= set(names) if match_all else wanted & set(names))]
         hit = pl.col("tags").is_in(fits)
         counted = counted.filter(hit | ~hit.any().over("group") if include_unmatched else hit)
-    counts: dict[str, int] = {}
+    counts = {str(groups.names[group]): n for group, n in counted.group_by("group").agg(pl.col("len").sum()).iter_rows()}
+    techniques = pl.DataFrame(
+        {"tags": list(names_of), "technique": list(names_of.values())}, schema={"tags": pl.UInt32, "technique": pl.List(pl.String)}
+    ).explode("technique", empty_as_null=False, keep_nulls=False)
+    uses = counted.join(techniques, on="tags").group_by("group", "technique").agg(pl.col("len").sum())
     tags: dict[str, dict[str, int]] = {}
-    for group, tag_set, n in counted.iter_rows():
-        name = str(groups.names[group])
-        counts[name] = counts.get(name, 0) + n
-        for technique in names_of[tag_set]:
-            found = tags.setdefault(name, {})
-            found[technique] = found.get(technique, 0) + n
+    for group, technique, n in uses.iter_rows():
+        tags.setdefault(str(groups.names[group]), {})[technique] = n
     cap = profile.max_per_group or n_all
     kept = {g: min(counts[g], cap) for g in sorted(counts) if min(counts[g], cap) >= profile.min_count}
     if not kept:
@@ -169,10 +176,9 @@ def _group_of(events: pl.DataFrame, field: str) -> pl.Series:
     return events.select(pl.coalesce(pl.col(field).cast(pl.String), pl.col(FALLBACK_GROUP)).alias("group"))["group"]
 
 
-def _first_of_equals(rows: pl.DataFrame) -> pl.DataFrame:
+def _first_of_equals(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """Rows without those that equal an earlier one in all key columns."""
-    keys = [name for name in rows.columns if name.startswith("key_")]
-    if not keys:
+    if not keys or not rows.height:
         return rows
     suspects = find_repeats(rows.select(keys).hash_rows().to_numpy())
     if not suspects.size:
@@ -184,15 +190,9 @@ def _first_of_equals(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _dedupe_key(values: pl.Series, texts: TextCodes) -> pl.Series:
-    """Numbers that equal values share: labels as a sorted set, times in whole microseconds."""
+    """Numbers that equal values share: labels in their order (see `_as_sets`), times in whole microseconds."""
     if values.name == "components":
-        n_hits = values.list.len()
-        lone = (n_hits == 1).fill_null(False)
-        sets = values.filter(~lone).list.eval(pl.element().struct.field("label").unique().sort()).list.join(SEPARATOR)
-        found = np.empty(values.len(), dtype=np.uint32)
-        found[lone.to_numpy()] = texts.of(values.filter(lone).explode(empty_as_null=False, keep_nulls=False).struct.field("label"))
-        found[~lone.to_numpy()] = texts.of(sets)
-        return pl.Series(found)
+        return pl.Series(texts.of(values.list.eval(pl.element().struct.field("label")).list.join(SEPARATOR)))
     if values.dtype == pl.Float64:
         return (values * 1e6).round().cast(pl.Int64)
     if values.dtype == pl.String:
@@ -200,6 +200,17 @@ def _dedupe_key(values: pl.Series, texts: TextCodes) -> pl.Series:
     if isinstance(values.dtype, pl.List):
         return pl.Series(texts.of(values.list.join(SEPARATOR)))
     return pl.Series(texts.of(values.struct.json_encode())) if isinstance(values.dtype, pl.Struct) else values
+
+
+def _as_sets(codes: NDArray[np.uint32], lists: TextCodes) -> pl.Series:
+    """Codes of lists of labels as codes that lists with equal sets of labels share; there are few lists, and millions of codes."""
+    first: dict[str | None, int] = {}
+    known = [code for code in lists.names if code != NO_TEXT]
+    table = np.zeros(max(known, default=-1) + 1, dtype=np.uint32)
+    for code in known:
+        table[code] = first.setdefault(SEPARATOR.join(sorted(set(str(lists.names[code]).split(SEPARATOR)))), code)
+    absent = codes == NO_TEXT
+    return pl.Series(np.where(absent, NO_TEXT, table[np.where(absent, 0, codes)] if table.size else codes))
 
 
 def _weight(count: int, techniques: Mapping[str, int], profile: SamplingProfile) -> float:
