@@ -33,6 +33,7 @@ CLOSED_ABOVE = 0.35  # a hat labelled closed that stands more open than this con
 SLACK = 1e-6  # f32 against f64
 DURATION_FIELDS = ("split_durations_seconds", "run_split_durations_seconds", "duration_seconds_by_source", "run_duration_seconds_by_source")
 NO_SPLIT = "unassigned"
+HIT_FIELDS = ("event", "session", "group", "is_synthetic", "label", "velocity", "dynamic_bucket", "openness")
 ROW_ERRORS = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError, pl.exceptions.PolarsError)
 
 
@@ -346,17 +347,22 @@ def measure(
 
 def _hits(frame: pl.DataFrame, taxonomy: Taxonomy) -> pl.DataFrame:
     """One row per hit with its canonical label; `drum_mix` is no class and vanishes."""
-    hits = events.hits_of(frame, "event", "session", "group", "is_synthetic").filter(pl.col("label").is_not_null())
+    hits = events.hits_of(frame, "event", "session", "group", "is_synthetic").select(HIT_FIELDS)
+    if hits["label"].null_count():
+        hits = hits.filter(pl.col("label").is_not_null())
     canonical = {name: (taxonomy.canonical(name) or (name, None))[0] for name in hits["label"].unique()}
     renamed = {k: v for k, v in canonical.items() if k != v}
     if renamed:
         hits = hits.with_columns(label=pl.col("label").replace(renamed))
-    return hits.filter(pl.col("label") != DRUM_MIX)
+    return hits.filter(pl.col("label") != DRUM_MIX) if DRUM_MIX in canonical.values() else hits
 
 
 def _counts(table: pl.DataFrame, column: str) -> dict[str, int]:
-    counted = table.group_by(pl.col(column).fill_null("unknown")).len()
-    return {str(k): int(n) for k, n in sorted(counted.iter_rows(), key=lambda item: (-item[1], item[0]))}
+    counts: dict[str, int] = {}
+    for name, n in table[column].cast(pl.Categorical).value_counts().iter_rows():
+        shown = "unknown" if name is None else name
+        counts[shown] = counts.get(shown, 0) + n
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _with_zeros(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
@@ -373,8 +379,9 @@ def _with_rest(values: pl.Series, total: int) -> dict[str, int]:
 def _extra(frame: pl.DataFrame, path: str) -> pl.Series:
     """A field of `extras` as text, only where it is stated."""
     key = path.split(".")[0]
-    stated = frame.filter(pl.col("extras").str.contains(f'"{key}"', literal=True))
-    return stated.select(pl.col("extras").str.json_path_match(f"$.{path}"))["extras"].drop_nulls()
+    extras = frame["extras"].filter(frame["extras"] != "{}")
+    stated = extras.filter(extras.str.contains(f'"{key}"', literal=True))
+    return stated.str.json_path_match(f"$.{path}").drop_nulls()
 
 
 def _in_order(labels: Collection[str], taxonomy: Taxonomy) -> list[str]:
@@ -463,7 +470,8 @@ def _exclusive_conflicts(hits: pl.DataFrame, taxonomy: Taxonomy) -> dict[str, in
 
 
 def _repeated_ids(frame: pl.DataFrame) -> tuple[int, list[dict[str, Any]]]:
-    repeated = frame.group_by("event_id").len().filter(pl.col("len") > 1).sort("event_id")
+    suspects = frame["event_id"].gather(events.find_repeats(frame["event_id"].hash().to_numpy())).to_frame()
+    repeated = suspects.group_by("event_id").len().filter(pl.col("len") > 1).sort("event_id")
     n_extra = int((repeated["len"] - 1).sum()) if repeated.height else 0
     return n_extra, [{"event_id": e, "rows": n} for e, n in repeated.head(MAX_EXAMPLES).iter_rows()]
 
