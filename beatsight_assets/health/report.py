@@ -34,6 +34,10 @@ SLACK = 1e-6  # f32 against f64
 DURATION_FIELDS = ("split_durations_seconds", "run_split_durations_seconds", "duration_seconds_by_source", "run_duration_seconds_by_source")
 NO_SPLIT = "unassigned"
 HIT_FIELDS = ("event", "session", "group", "is_synthetic", "label", "velocity", "dynamic_bucket", "openness")
+COLUMNS = (  # of the events; what a report does not look at stays on the disk
+    *("event_id", "source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "onset_time", "components"),
+    *("techniques", "mix_context", "negative_example", "extras"),
+)
 ROW_ERRORS = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError, pl.exceptions.PolarsError)
 
 
@@ -188,7 +192,7 @@ def read_manifest(path: Path) -> tuple[pl.DataFrame, list[Problem]]:
     InputError `missing-input`, `bad-manifest` : the file as a whole cannot be read
     """
     if path.suffix != ".jsonl":
-        return events.read_events(path), []
+        return events.Manifest(path).read(columns=COLUMNS), []
     if not path.is_file():
         raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path))
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -288,8 +292,9 @@ def measure(
     """
     broken = frame.filter(pl.col("components").is_null())
     problems = [str(p) for p in rejected] + [f"{e}: components: null" for e in broken["event_id"].head(MAX_NAMED_ROWS)]
-    frame = frame.filter(pl.col("components").is_not_null()).with_row_index("event")
-    frame = frame.with_columns(
+    if broken.height:  # a copy of millions of rows is made only where there is something to leave out
+        frame = frame.filter(pl.col("components").is_not_null())
+    frame = frame.with_row_index("event").with_columns(
         session=pl.concat_str("source_set", pl.lit("\x1f"), "session_id").cast(pl.Categorical).to_physical(),
         group=pl.col("group_id").cast(pl.Categorical).to_physical(),
         onset_us=(pl.col("onset_time") * 1e6).round().cast(pl.Int64),
