@@ -35,6 +35,7 @@ from beatsight_assets.units import keyed_order
 GATHERED_CLIPS = 262_144  # rows held at once: about 150 MB, and every table is read once for as many clips
 CLIP_NAME = re.compile(r"[0-9a-f-]{32,36}")  # a UUID, or 32 digits of a digest: it becomes a file name
 PLACE = ("part", "part_file", "offset_samples", "file", "audio_path")  # where a clip lies in the bundle: not what it is
+FINDS = ("clip", "split", "part", "part_file", "offset_samples", "n_samples")  # columns by which `Clips.samples` finds a clip
 
 Int16 = NDArray[np.int16]
 Row = dict[str, Any]
@@ -94,10 +95,10 @@ class Clips:
             require_plain_labels(_labels_of(rows))
             yield rows
 
-    def clips(self, split: str) -> Iterator[tuple[Row, Int16]]:
-        """Row and samples of every clip of a split in keyed order."""
+    def clips(self, split: str, view: Callable[[pl.DataFrame], pl.DataFrame] | None = None) -> Iterator[tuple[Row, Int16]]:
+        """Row and samples of every clip of a split in keyed order; `view` makes other columns of the rows, FINDS among them."""
         for rows in self.rows(split):
-            for row in rows.iter_rows(named=True):
+            for row in (rows if view is None else view(rows)).iter_rows(named=True):
                 yield row, self.samples(row)
 
 
@@ -170,14 +171,21 @@ def _licence(settings: Settings, source_set: str) -> str:
     return ", ".join(stated) or source_module(settings.datasets[source_set].module).SOURCE.licence
 
 
-def content_of(row: Row) -> Row:
-    """What a clip is, without where it lies."""
-    return {k: v for k, v in row.items() if k not in PLACE}
+def with_json(rows: pl.DataFrame) -> pl.DataFrame:
+    """FINDS, and as `json` all that a clip is, without where it lies; keys are sorted."""
+    content = pl.struct(sorted(c for c in rows.columns if c not in PLACE)).struct.json_encode()
+    return rows.select(*FINDS, json=content)
 
 
 def fact(split: str, row: Row, digest: str) -> Fact:
     """What a form must give back of a clip: its split, samples, labels, mask, and every hit with its place."""
-    return split, digest, tuple(row["labels"]), tuple(row["masked"]), tuple((h["label"], round(h["offset_ms"], 3)) for h in row["hits"])
+    return (
+        split,
+        digest,
+        tuple(row["labels"]),
+        tuple(row["masked"]),
+        tuple((h["label"], float(np.float32(h["offset_ms"]))) for h in row["hits"]),
+    )
 
 
 def samples_sha256(content: bytes, rate_hz: int) -> str:

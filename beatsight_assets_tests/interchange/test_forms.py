@@ -165,6 +165,7 @@ def test_archives_say_nothing_of_the_machine(lake: Settings) -> None:
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.type) for m in members} == {(0, 0, 0, "", "", 0o644, tarfile.REGTYPE)}
     assert [Path(m.name).suffix for m in members[:4]] == [".wav", ".json"] * 2
     assert (folder / "train-000000.tar").read_bytes()[257:265] == b"ustar\x0000"
+    assert all(m.tobuf(tarfile.USTAR_FORMAT) == (folder / "train-000000.tar").read_bytes()[m.offset :][:512] for m in members[:6])
     index = store.read_json(folder / "index.json")
     assert {(s["name"], s["clips"]) for s in index["shards"]} == {(f"{s}-000000.tar", 69) for s in ("train", "val", "test")}
     assert all(store.hash_file(folder / s["name"]) == s["sha256"] for s in index["shards"])
