@@ -12,6 +12,8 @@ NAMES = (
     "midi_ingest",
     "ingest_scale",
     "frame_features",
+    "clip_features",
+    "training_feed",
     "near_duplicates",
     "manifest_stages",
     "transcription",
