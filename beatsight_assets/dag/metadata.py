@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import dagster as dg
 
+from beatsight_assets.dag import frames
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Report, Table
 from beatsight_assets.verdict import shown
@@ -57,8 +58,9 @@ def describe(settings: Settings, report: Report) -> dict[str, Any]:
         rows = next((a.rows for a in report.outputs if a.rows is not None), None)
         if rows is not None:
             found["dagster/row_count"] = rows
-    if report.stage in EVENT_TABLES:
-        found["dagster/column_schema"] = event_columns()
+    schema = event_columns() if report.stage in EVENT_TABLES else frames.columns_of(report)
+    if schema is not None:
+        found["dagster/column_schema"] = schema
     found["digest"] = report.digest
     found["parents"] = dg.MetadataValue.json({f"{n}:{a.role}": {"path": a.path, "sha256": a.sha256} for n, a in enumerate(report.parents)})
     found["made"] = REUSED if report.reused else MADE_NOW

@@ -1,12 +1,26 @@
-"""The weights frame and its type (design ruling 39)."""
+"""Report frames and their types (design ruling 39)."""
+
+from typing import Any
 
 import dagster as dg
 import pytest
 
-from beatsight_assets.dag.frames import weights_frame, weights_type, with_weights
+from beatsight_assets.dag.frames import FRAMES, checked_schema, columns_of, weight_columns, with_weights
+from beatsight_assets.dag.metadata import describe
 from beatsight_assets.settings import Settings
+from beatsight_assets.stages import Report, Table
 
 GROUPS = {"a": {"count": 3, "weight": 0.5}, "b": {"count": 40, "weight": 0.05}}
+ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "manifest_health": (("kick", 9, 4, 5, 2, 2), ("snare", 0, 0, 0, 0, 0)),
+    "evaluation": (("kick", 9, 0.9, 1.0, 0.947), ("snare", 0, None, None, None)),
+    "bundle_plan": (("beatsight_demo", 207, 57.96),),
+}
+BAD: dict[str, tuple[Any, ...]] = {
+    "manifest_health": ("crash", -1, 0, 0, 0, 0),
+    "evaluation": ("crash", 3, 1.2, 0.5, 0.6),
+    "bundle_plan": ("other", 3, -1.0),
+}
 
 
 def write(settings: Settings, groups: dict[str, dict[str, float]]) -> None:
@@ -14,9 +28,13 @@ def write(settings: Settings, groups: dict[str, dict[str, float]]) -> None:
     settings.store.publish_json(settings.layout.report("sampling", "annotated_weights.json"), report)
 
 
+def report_of(stage: str, rows: tuple[tuple[Any, ...], ...]) -> Report:
+    return Report(stage, None, "1", {}, (), (), {}, {}, (), Table(tuple(FRAMES[stage]), rows))
+
+
 def test_bounds_are_inclusive() -> None:
     """Weights at their bounds are valid."""
-    assert weights_type(0.05, 0.5).type_check(None, weights_frame({"groups": GROUPS})).success
+    assert checked_schema("weights", weight_columns(0.05, 0.5), [(n, g["count"], g["weight"]) for n, g in GROUPS.items()])
 
 
 def test_good_weights_show_their_columns(settings: Settings) -> None:
@@ -37,3 +55,13 @@ def test_bad_weights_fail_the_step(settings: Settings, bad: dict[str, float]) ->
     with pytest.raises(dg.Failure, match="breaks its type") as failed:
         with_weights(settings, dg.MaterializeResult())
     assert failed.value.allow_retries is False
+
+
+@pytest.mark.parametrize("stage", FRAMES)
+def test_tables_of_classes_and_durations_are_frames(settings: Settings, stage: str) -> None:
+    """Classes of the health report, scores by class and planned seconds show their columns; a row out of bounds or twice fails the step."""
+    schema = describe(settings, report_of(stage, ROWS[stage]))["dagster/column_schema"]
+    assert [c.name for c in schema.columns] == list(FRAMES[stage]) and all(c.description for c in schema.columns)
+    for rows in ((*ROWS[stage], BAD[stage]), ROWS[stage] * 2):
+        with pytest.raises(dg.Failure, match=f"the {stage} frame breaks its type"):
+            columns_of(report_of(stage, rows))
