@@ -50,6 +50,13 @@ JOBS = [
     _job("verify_job", "Which clips would be cut, and what is missing.", "bundle_plan"),
     _job("smoke_job", "Export a limited bundle, check and judge it.", "bundle_plan", "bundle_smoke"),
     _job("export_job", "Cut all clips and seal the bundle. Choose all shards: one run makes them.", "bundle_plan", "clips", "bundle"),
+    _job(
+        "post_export_job",
+        "Judge the sealed bundle and cache the features of its clips. Choose all shards.",
+        "bundle_health",
+        "feature_cache",
+        "feature_index",
+    ),
     dg.define_asset_job(
         "digests_job",
         dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("bundle"), "bundle_digests")),

@@ -141,3 +141,29 @@ def test_progress_is_in_the_log_of_the_run(own: Settings, instance: dg.DagsterIn
     result = run(own, instance, "export_job", shards=True)
     said = [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert [text for text in said if "clips/s" in text and "s left" in text]
+
+
+def test_health_and_features_follow_the_bundle(own: Settings, instance: dg.DagsterInstance) -> None:
+    """The post-export job judges the bundle and caches its clips in one run over all shards; made again it computes nothing."""
+    assert not run(own, instance, "post_export_job", shards=True).success  # nothing is sealed yet
+    assert run(own, instance, "export_job", shards=True).success
+    result = run(own, instance, "post_export_job", shards=True)
+    judged = checks_of(result)
+    assert judged == dict.fromkeys(judged, True) and result.success
+    assert {"clipped_share", "missing_audio", "class_counts", "feature_shape", "features_finite", "keyed_by_content"} <= set(judged)
+    assert instance.get_materialized_partitions(dg.AssetKey("feature_cache")) == {"00", "01"}
+    arrays = {p: p.stat().st_mtime_ns for p in own.layout.at("features").rglob("*.f16")}
+    assert arrays
+    assert run(own, instance, "post_export_job", shards=True).success
+    assert {p: p.stat().st_mtime_ns for p in own.layout.at("features").rglob("*.f16")} == arrays
+
+
+def test_a_red_bundle_holds_back_its_features(own: Settings, instance: dg.DagsterInstance) -> None:
+    """A damaged part is found before features are made of it: the step names the part, and no index is published."""
+    assert run(own, instance, "export_job", shards=True).success
+    part = open_bundle(own.layout.at(f"bundles/{TRAINING}")).parts()[0]
+    part.path.write_bytes(b"\0" * part.n_bytes)
+    result = run(own, instance, "post_export_job", shards=True)
+    failed = {e.step_key: str(e.step_failure_data.error) for e in result.filter_events(lambda e: e.is_step_failure)}
+    assert set(failed) == {"feature_cache"} and part.name in failed["feature_cache"]
+    assert not list(own.layout.at("features").rglob("FEATURES.json"))

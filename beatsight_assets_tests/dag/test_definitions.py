@@ -49,7 +49,7 @@ def load_in_fresh_process(environment: dict[str, str]) -> subprocess.CompletedPr
 def test_loads_without_heavy_libraries(environment: dict[str, str]) -> None:
     """The graph can be looked at where torch, librosa, matplotlib and pandas are not even installed, without any setting."""
     found = load_in_fresh_process(environment)
-    assert (found.returncode, found.stdout.strip()) == (0, "29"), found.stderr
+    assert (found.returncode, found.stdout.strip()) == (0, "32"), found.stderr
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -78,7 +78,7 @@ def test_every_asset_keeps_the_contract() -> None:
         facts = (node.group_name != "default", node.kinds, node.owners, node.code_version, node.description, node.pools)
         assert all(facts), f"{key.to_user_string()}: {facts}"
         assert 1 <= len(node.kinds) <= 3
-        assert node.backfill_policy is None or key.to_user_string() in ("clips",)  # all shards of a bundle are one run
+        assert node.backfill_policy is None or key.to_user_string() in ("clips", "feature_cache")  # all shards of a bundle are one run
 
 
 def test_every_check_keeps_the_contract() -> None:
@@ -94,6 +94,7 @@ def test_every_check_keeps_the_contract() -> None:
     judged = {c.asset for c in CHECKS}
     assert {k.to_user_string() for k in nodes.materializable_asset_keys} - judged == {
         "clips",  # judged by the bundle
+        "feature_cache",  # judged by its index
         "crash_embeddings",  # judged by the mapping
         "manifest_diff",
         "near_duplicates",  # judged by the splits

@@ -1,5 +1,7 @@
 """From the manifest to training clips, shard by shard."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -9,6 +11,8 @@ from beatsight_assets.dag.assets import labels
 from beatsight_assets.dag.automation import when_inputs_change
 from beatsight_assets.dag.checks.table import TRAINING
 from beatsight_assets.dag.resources import Lake
+from beatsight_assets.settings import Settings
+from beatsight_assets.stages import Progress, Report, silent
 
 
 class BundleConfig(dg.Config):
@@ -32,13 +36,36 @@ class InterchangeConfig(dg.Config):
     )
 
 
+class FeatureConfig(dg.Config):
+    """How features are kept. Give both assets the same."""
+
+    dtype: str = Field(default="float16", description="float32 loses nothing, float16 at most 0.03 dB, uint8 at most 0.33 dB.")
+
+
 def shard_names(n_shards: int) -> list[str]:
     """Names of the shards, as folders have them."""
     return [f"{n:02d}" for n in range(n_shards)]
 
 
+def shards_as_one(
+    settings: Settings, stage: Callable[..., Report], options: Any, shards: Sequence[int], *, progress: Progress = silent
+) -> Report:
+    """A stage on each of some shards (at least one), told as one report; every shard keeps its own receipt."""
+    reports = []
+    for n, shard in enumerate(shards, 1):
+        reports.append(stage(settings, options, shard))
+        progress(f"{reports[-1].stage}: {n:,} of {len(shards):,} shards")
+    return replace(
+        reports[-1],
+        outputs=tuple(a for r in reports for a in r.outputs),
+        parents=tuple(a for r in reports for a in r.parents),
+        figures={name: sum(r.figures[name] for r in reports) for name in reports[-1].figures},
+        reused=all(r.reused for r in reports),
+    )
+
+
 def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
-    """bundle_plan, clips[shard], bundle, bundle_smoke, interchange; one run makes all shards, and any run makes any of them."""
+    """bundle_plan, clips[shard], bundle and what rests on it, feature_cache[shard], feature_index; one run makes all shards, and any run makes any of them."""
     n_shards = len(shards.get_partition_keys())
 
     def request(config: BundleConfig) -> Any:
@@ -91,4 +118,37 @@ def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
 
         return lake.perform(stage.run, stage.InterchangeOptions(TRAINING, config.kind))
 
-    return [bundle_plan, bundle_smoke, clips, bundle, interchange]
+    @dg.asset(deps=[bundle], **labels("health", "health.report", "json", "html", pool="bundle"))
+    def bundle_health(lake: Lake) -> dg.MaterializeResult:
+        """Health of what the bundle was cut from, with its seconds; samples beyond full scale, clips without audio."""
+        from beatsight_assets.health import report
+
+        layout = lake.settings.layout
+        folder = layout.at(f"bundles/{TRAINING}")
+        metadata = folder / "metadata.json"
+        options = report.HealthOptions(layout.annotated, f"bundle_{TRAINING}", dataset_metadata=metadata, bundle=folder)
+        return lake.perform(report.run, options)
+
+    @dg.asset(
+        deps=[bundle],
+        partitions_def=shards,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        **labels("features", "features.clip_cache", "numpy", owner="model", heavy=True, pool="features"),
+    )
+    def feature_cache(context: dg.AssetExecutionContext, lake: Lake, config: FeatureConfig) -> dg.MaterializeResult:
+        """Spectrograms of the clips of some shards, filed by the digest of their part; what is there and sound is kept."""
+        from beatsight_assets.features import clip_cache
+
+        options = clip_cache.WarmOptions(TRAINING, dtype=config.dtype)
+        return lake.perform(shards_as_one, clip_cache.run_shard, options, [int(k) for k in context.partition_keys])
+
+    @dg.asset(
+        deps=[feature_cache, bundle], **labels("features", "features.clip_cache", "numpy", owner="model", heavy=True, pool="features")
+    )
+    def feature_index(lake: Lake, config: FeatureConfig) -> dg.MaterializeResult:
+        """Which array belongs to which part of the bundle; every array is looked at."""
+        from beatsight_assets.features import clip_cache
+
+        return lake.perform(clip_cache.run, clip_cache.WarmOptions(TRAINING, dtype=config.dtype))
+
+    return [bundle_plan, bundle_smoke, clips, bundle, interchange, bundle_health, feature_cache, feature_index]

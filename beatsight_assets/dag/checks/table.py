@@ -47,6 +47,23 @@ def _rules(
     return tuple(Check(asset, name, text, gate, (name,), blocking, no_rules, of=of) for name, text in must_hold.items())
 
 
+def _health(asset: str, stage: str = "") -> tuple[Check, ...]:
+    """One check per family of rules of a health report."""
+
+    def one(name: str, must_hold: str, *families: str) -> Check:
+        return Check(asset, name, must_hold, "health", families or (name,), no_rules=NO_LIMIT, stage=stage)
+
+    return (
+        one("events_present", "There are events at all."),
+        one("duplication_rate", "Few events are duplicates."),
+        one("class_counts", "Every class has enough hits to learn and to judge.", "min_class_count", "min_counts"),
+        one("required_labels", "Labels that the profile requires occur.", "require_label"),
+        one("required_techniques", "Techniques that the profile requires occur.", "require_technique"),
+        one("max_unknown_labels", "Few hits have labels that the taxonomy does not know."),
+        one("max_rejected_rows", "Few rows are malformed."),
+    )
+
+
 CHECKS: tuple[Check, ...] = (
     *_rules(
         "rendered_audio",
@@ -133,37 +150,7 @@ CHECKS: tuple[Check, ...] = (
         class_present="Every class occurs in every split.",
     ),
     *_rules("manifest_metrics", "metrics", blocking=False, drift="The labels are distributed about as in the version before."),
-    *_rules(
-        "manifest_health",
-        "health",
-        no_rules=NO_LIMIT,
-        events_present="There are events at all.",
-        duplication_rate="Few events are duplicates.",
-    ),
-    Check(
-        "manifest_health",
-        "class_counts",
-        "Every class has enough hits to learn and to judge.",
-        "health",
-        ("min_class_count", "min_counts"),
-        no_rules=NO_LIMIT,
-    ),
-    Check("manifest_health", "required_labels", "Labels that the profile requires occur.", "health", ("require_label",), no_rules=NO_LIMIT),
-    Check(
-        "manifest_health",
-        "required_techniques",
-        "Techniques that the profile requires occur.",
-        "health",
-        ("require_technique",),
-        no_rules=NO_LIMIT,
-    ),
-    *_rules(
-        "manifest_health",
-        "health",
-        no_rules=NO_LIMIT,
-        max_unknown_labels="Few hits have labels that the taxonomy does not know.",
-        max_rejected_rows="Few rows are malformed.",
-    ),
+    *_health("manifest_health"),
     Check("health_diff", "no_regression", "Nothing is worse than in the release before.", "health_compare"),
     *_rules(
         "sampling_weights",
@@ -197,6 +184,31 @@ CHECKS: tuple[Check, ...] = (
         ("bundle_digests",),
         stage="bundle_digests",
         of=TRAINING,
+    ),
+    *_health("bundle_health", f"health_bundle_{TRAINING}"),
+    Check(
+        "bundle_health",
+        "clipped_share",
+        "Hardly a sample lies beyond full scale.",
+        "health",
+        ("clipped_share",),
+        stage=f"health_bundle_{TRAINING}",
+    ),
+    Check(
+        "bundle_health",
+        "missing_audio",
+        "Every planned clip had its audio.",
+        "health",
+        ("missing_audio",),
+        stage=f"health_bundle_{TRAINING}",
+    ),
+    *_rules(
+        "feature_index",
+        "feature_index",
+        of=TRAINING,
+        feature_shape="Every array has the shape that its definition says.",
+        features_finite="Every value is a level.",
+        keyed_by_content="Every part has the array that was made for it.",
     ),
     *_rules("interchange", "roundtrip", of=f"{TRAINING}.webdataset", roundtrip="What was written reads back as it was."),
     *_rules(
