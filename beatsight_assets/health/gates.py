@@ -121,8 +121,10 @@ def _rules(report: Mapping[str, Any], limits: HealthLimits, classes: Mapping[str
     rules = [Rule.at_least("events_present", float(n_events), 1.0)]
     if limits.max_duplication_rate is not None:
         rates = [summary["duplication_rate"], summary["content_duplication_rate"]]
-        worst = None if None in rates else max(rates)
-        rules.append(Rule.at_most("duplication_rate", worst, limits.max_duplication_rate, "larger of repeated ids and repeated content"))
+        near = summary.get("near_duplication_rate")  # known only where recordings were listened to
+        worst = None if None in rates else max(*rates, near or 0.0)
+        told = "largest share of repeated ids, repeated content, and events of recordings that are there twice"
+        rules.append(Rule.at_most("duplication_rate", worst, limits.max_duplication_rate, told))
     if limits.min_class_count is not None:
         rules += [
             Rule.at_least(f"min_class_count[{name}]", float(n), float(limits.min_class_count))

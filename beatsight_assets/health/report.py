@@ -19,12 +19,13 @@ from beatsight_assets.errors import InputError
 from beatsight_assets.events import BUCKETS, EVENT_SCHEMA
 from beatsight_assets.health import gates, honesty, html
 from beatsight_assets.health.gates import HealthLimits
+from beatsight_assets.manifest import near_duplicates
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.taxonomy import DRUM_MIX, HIHATS_WITH_OPENNESS, Taxonomy
 from beatsight_assets.verdict import Artifact, Problem, Verdict
 
-VERSION = "1"
+VERSION = "2"
 SCHEMA = "beatsight.health/1"
 MAX_EXAMPLES = 50
 MAX_NAMED_ROWS = 20
@@ -108,6 +109,8 @@ def _parents(settings: Settings, options: HealthOptions) -> list[tuple[str, Path
     provenance = sorted((settings.layout.root / "provenance").glob("*.parquet")) if is_annotated else []
     parents = [("manifest", options.manifest or settings.layout.annotated)]
     parents += [("splits", settings.layout.splits)] if is_annotated else []
+    near = settings.layout.near_duplicates
+    parents += [("near_duplicates", near)] if is_annotated and near.is_file() else []
     parents += [(f"provenance:{p.stem}", p) for p in provenance]
     return parents + [(role, p) for role, p in (("components", options.components), ("dataset_metadata", options.dataset_metadata)) if p]
 
@@ -132,6 +135,7 @@ def assess(settings: Settings, options: HealthOptions, *, progress: Progress = s
         frame,
         taxonomy,
         splits=pl.read_parquet(files["splits"]) if "splits" in files else None,
+        near=pl.read_parquet(files["near_duplicates"]) if "near_duplicates" in files else None,
         provenance=table,
         known=read_components(options.components) if options.components else None,
         dataset_metadata=read_durations(options.dataset_metadata) if options.dataset_metadata else None,
@@ -278,6 +282,7 @@ def measure(
     known: Collection[str] | None = None,
     dataset_metadata: Mapping[str, Any] | None = None,
     rejected: Sequence[Problem] = (),
+    near: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Figures of a manifest (`spec/gates.md` section 1) as one JSON-able dict.
 
@@ -289,6 +294,7 @@ def measure(
     known : labels that are allowed; default: the taxonomy
     dataset_metadata : duration tables, copied
     rejected : rows that could not be read
+    near : pairs of recordings that are one (`near_duplicates`); adds the share of events that they repeat
     """
     broken = frame.filter(pl.col("components").is_null())
     problems = [str(p) for p in rejected] + [f"{e}: components: null" for e in broken["event_id"].head(MAX_NAMED_ROWS)]
@@ -320,6 +326,7 @@ def measure(
             "unique_kits": frame["kit_id"].drop_nulls().n_unique(),
             "duplication_rate": repeated_ids / total if total else None,
             "content_duplication_rate": repeated_content / total if total else None,
+            "near_duplication_rate": near_duplicates.repeated_events(frame, near) / total if near is not None and total else None,
             "negative_examples": {"positive": negatives, "non_negative": total - negatives},
             "rejected_rows": len(rejected) + broken.height,
             "duration_seconds_total": duration,

@@ -298,6 +298,15 @@ def content_keys(pairs: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(sides).unique()
 
 
+def repeated_events(events: pl.DataFrame, pairs: pl.DataFrame) -> int:
+    """Events that near duplicates repeat: of each set of labels, all that the recordings of a cluster hold beyond the one that holds most."""
+    members = content_keys(pairs).select("source_set", "session_id", "key").unique()
+    rows = events.select("source_set", "session_id", "components").join(members, on=["source_set", "session_id"], how="inner")
+    rows = rows.with_columns(labels=pl.col("components").list.eval(pl.element().struct.field("label")).list.sort().list.join(","))
+    counts = rows.group_by("key", "labels", "source_set", "session_id").len()
+    return int(counts.group_by("key", "labels").agg((pl.col("len").sum() - pl.col("len").max()).alias("n"))["n"].sum())
+
+
 def run(settings: Settings, options: NearOptions = NearOptions(), *, progress: Progress = silent) -> Report:
     """manifest/merged.parquet -> manifest/near_duplicates.parquet and manifest/fingerprints.parquet; no gate judges it, `splits` joins by it.
 

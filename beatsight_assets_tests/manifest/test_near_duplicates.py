@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from beatsight_assets import cli
 from beatsight_assets.audio import AudioError, read_mono, resample
+from beatsight_assets.health import gates
+from beatsight_assets.health import report as health
 from beatsight_assets.manifest import annotate, merge, near_duplicates, splits
 from beatsight_assets.manifest.near_duplicates import MAX_RESIDUAL, RATE_HZ, close_pairs, fingerprint, residual
 from beatsight_assets.settings import Settings
+from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.units import rng_for
 from beatsight_assets_tests.manifest.factory import event, frame
 from beatsight_assets_tests.manifest.lake import ingest_frame, make_lake
@@ -181,10 +184,25 @@ def test_two_splits_with_one_recording_are_red(lake: Settings) -> None:
     table = groups.with_columns(
         split=pl.when(pl.col("group_id") == "g:copy").then(pl.lit("test")).otherwise(pl.lit("train")), reason=pl.lit("hash")
     )
-    from beatsight_assets.taxonomy import Taxonomy
-
     figures = splits.measure(takes, table, keys, Taxonomy.shipped().view("drums18"))
     assert figures.audio_overlap == 1 and not splits.judge(figures, lake.gates.splits.model_dump()).passed
+
+
+def test_the_duplication_rule_of_health_sees_them(lake: Settings) -> None:
+    """An event of a recording that is there twice, under the same label, is repeated; under another label it is not."""
+    near_duplicates.run(lake)
+    pairs = pl.read_parquet(lake.layout.near_duplicates)
+    rows = merge.Manifest(lake.layout.merged).read()
+    assert near_duplicates.repeated_events(rows, pairs) == 1
+    other = pl.concat([rows.filter(pl.col("session_id") != "copy"), frame([event(1.0, "snare", session="copy", source="other")])])
+    assert near_duplicates.repeated_events(other, pairs) == 0
+    report = health.measure(rows, Taxonomy.shipped(), near=pairs)
+    assert (
+        report["summary"]["near_duplication_rate"] == 0.1
+        and health.measure(rows, Taxonomy.shipped())["summary"]["near_duplication_rate"] is None
+    )
+    rule = gates.judge(report, gates.HealthLimits(max_duplication_rate=0.05)).rule("duplication_rate")
+    assert rule is not None and not rule.passed and rule.value == 0.1
 
 
 def test_what_was_heard_is_not_heard_again(lake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
