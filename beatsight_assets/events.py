@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ _COLUMNS: dict[str, Any] = {
     "extras": pl.String,
 }
 EVENT_SCHEMA = pl.Schema(_COLUMNS)
+EVENT_FIELDS, COMPONENT_FIELDS = tuple(EVENT_SCHEMA), tuple(COMPONENT_STRUCT.to_schema())  # read once: a schema is slow to walk
 # (unit, meaning) of each column: the Columns panel of the UI and the README table are made from this.
 COLUMN_DOCS: dict[str, tuple[str, str]] = {
     "event_id": ("uuid5", "of source set, session and onset in microseconds"),
@@ -775,13 +776,13 @@ def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         raise InputError(f"onset_time {onset!r} is not a number within 0 .. 86,400 s", code="bad-time", where=where)
     for name in PATHS:
         found = row.get(name)
-        if found is not None and not (isinstance(found, str) and is_plain_path(found)):
+        if found is not None and not (isinstance(found, str) and _is_plain(found)):
             shown = printable(str(found))[:80]
             raise InputError(f"{name} {shown!r} is no plain path below the dataset", code="path-escape", where=where)
     if not isinstance(row.get("extras") or {}, dict):
         raise InputError("extras must be an object", code="bad-manifest", where=where)
     extras = dict(row.get("extras") or {})
-    extras |= {k: v for k, v in row.items() if k not in EVENT_SCHEMA and k != "sample_id"}
+    extras |= {k: v for k, v in row.items() if k not in EVENT_FIELDS and k != "sample_id"}
     components = row.get("components", [])
     if not isinstance(components, list) or not all(isinstance(c, dict) and isinstance(c.get("label"), str) for c in components):
         raise InputError("components must be a list of objects with a label", code="bad-manifest", where=where)
@@ -791,34 +792,37 @@ def upgraded_row(row: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     techniques = row.get("techniques") or []
     if not isinstance(techniques, list) or not all(isinstance(t, str) for t in techniques):
         raise InputError("techniques must be a list of names", code="bad-manifest", where=where)
-    known = set(COMPONENT_STRUCT.to_schema())
     context = row.get("context_ms")
     if isinstance(context, dict) and not all(_is_number(context.get(k)) for k in ("pre", "post")):
         raise InputError("context_ms must hold the numbers pre and post", code="bad-manifest", where=where)
-    full: dict[str, Any] = {name: row.get(name) for name in EVENT_SCHEMA}
+    full: dict[str, Any] = {name: row.get(name) for name in EVENT_FIELDS}
     full |= {
         "event_id": identity,
         "group_id": row.get("group_id") or session,
         "source_set": row.get("source_set") or "unknown",
         "is_synthetic": row.get("is_synthetic", False),
         "onset_time": float(onset),
-        "components": [_upgraded_component({k: v for k, v in c.items() if k in known}) for c in components],
+        "components": [_upgraded_component(c) for c in components],
         "techniques": sorted(set(techniques)),
         "context_ms": {"pre": 80.0, "post": 200.0} if not isinstance(context, dict) else {k: float(context[k]) for k in ("pre", "post")},
         "mix_context": row.get("mix_context") or "unknown",
         "negative_example": row.get("negative_example", False),
         "metadata_ref": row.get("metadata_ref") or f"provenance:{session}",
-        "extras": json.dumps(extras, sort_keys=True, separators=(",", ":"), allow_nan=False),
+        "extras": _EXTRAS.encode(extras),
     }
     return full
+
+
+_EXTRAS = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+_is_plain = lru_cache(maxsize=4096)(is_plain_path)  # the rows of a session name the same files
 
 
 def _is_number(value: Any, *, is_optional: bool = False) -> bool:
     return (value is None and is_optional) or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def _upgraded_component(component: dict[str, Any]) -> dict[str, Any]:
-    full = dict.fromkeys(COMPONENT_STRUCT.to_schema()) | component
+def _upgraded_component(component: Mapping[str, Any]) -> dict[str, Any]:
+    full = {name: component.get(name) for name in COMPONENT_FIELDS}
     if full["dynamic_bucket"] is None:
         velocity = full["velocity"]
         full["dynamic_bucket"] = BUCKETS[int(bucket_ids(np.array([np.nan if velocity is None else velocity], dtype=np.float32))[0])]
