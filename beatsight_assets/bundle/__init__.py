@@ -14,6 +14,7 @@ Folder `bundles/<name>/`
     components.json, splits.json, metadata.json    made by the seal from what is on disk
     BUNDLE.json            last: {schema, name, layout, plan_sha256, content_sha256, clips, seconds, shards, complete}
     history/run-0001.json  what one invocation did; no content
+    history/request.json   written before the plan: what was asked for, and then a second copy of plan.json; no content
 
 NN = first 8 bytes of blake2b over `<source_set>/<audio_path>`, big-endian, mod the number of shards, two digits or more.
 A clip's samples depend on the audio, the onset and the content options alone. Readers open a folder only through `read.open_bundle`,

@@ -44,7 +44,7 @@ from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.store import TMP_NAME, Store
 from beatsight_assets.taxonomy import Taxonomy
-from beatsight_assets.verdict import Artifact, Rule, Verdict
+from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
 
 STAGE = "bundle"
 VERSION = "1"
@@ -685,6 +685,7 @@ def run(settings: Settings, request: BundleRequest, *, progress: Progress = sile
     facts = {
         "complete": exported.marker["complete"],
         "missing": exported.metadata["missing"],
+        "unreadable": exported.metadata["unreadable"],
         "durations": exported.durations,
         "split_durations_seconds": exported.metadata["split_durations_seconds"],
         "run_split_durations_seconds": exported.run["run_split_durations_seconds"],
@@ -751,6 +752,19 @@ def run_shards(settings: Settings, request: BundleRequest, shards: Sequence[int]
     )
 
 
+def _why_empty(exported: Exported) -> Reason:
+    """A bundle without a clip is no bundle to train on; says where the events went."""
+    skipped = {
+        k.removeprefix("skipped_"): n for k, n in exported.statistics.items() if k.startswith("skipped_") and k != "skipped_total" and n
+    }
+    went = ", ".join(f"{n:,} {k}" for k, n in skipped.items()) or "the manifest holds none"
+    first = next(iter(exported.metadata["unreadable"]["examples"]), None)
+    told = f"; first {first['source_set']}/{first['audio_path']}: {first['code']}: {first['message']}" if first else ""
+    return Reason(
+        "nothing-written", f"no event became a clip ({went}{told}). Look closer: beatsight bundle verify", f"bundles/{exported.name}"
+    )
+
+
 def judge(settings: Settings, exported: Exported, max_missing: int) -> Verdict:
     """Verdict of gate `bundle` over what lies on disk."""
     plan, found = exported.plan, exported.statistics
@@ -792,6 +806,7 @@ def judge(settings: Settings, exported: Exported, max_missing: int) -> Verdict:
         )
         if n_clips
         else (),
+        reasons=() if n_clips else (_why_empty(exported),),
         inputs=(Artifact("bundle", settings.store.rel(plan.folder / "BUNDLE.json"), settings.store.sha256(plan.folder / "BUNDLE.json")),),
         support={"clips": n_clips, "planned": found["planned_clips"]},
         profile=settings.profile,

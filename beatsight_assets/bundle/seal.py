@@ -43,6 +43,7 @@ class Totals:
     lost: Counter[str] = field(default_factory=Counter)  # events by outcome: missing_audio, unreadable_audio, path_escape, past_audio_end
     missing: list[Mapping[str, Any]] = field(default_factory=list)
     missing_by_source: Counter[str] = field(default_factory=Counter)
+    unreadable: list[Mapping[str, Any]] = field(default_factory=list)
     clipped_samples: int = 0
     fold_loss: list[Mapping[str, Any]] = field(default_factory=list)
     shards: list[dict[str, str]] = field(default_factory=list)
@@ -77,6 +78,8 @@ def add_up(files: Store, plan: Plan) -> Totals:
         for lost in found["lost"]:
             outcome = {"missing-audio": "missing_audio", "path-escape": "path_escape"}.get(lost["code"], UNREADABLE)
             totals.lost[outcome] += lost["events"]
+            if outcome == UNREADABLE:
+                totals.unreadable.append({k: lost[k] for k in ("source_set", "audio_path", "code", "message", "events")})
             if outcome == "missing_audio":
                 totals.missing.append({"source_set": lost["source_set"], "audio_path": lost["audio_path"], "events": lost["events"]})
                 totals.missing_by_source[lost["source_set"]] += lost["events"]
@@ -206,6 +209,7 @@ def seal(
             "by_source": dict(sorted(totals.missing_by_source.items())),
             "examples": totals.missing[:LISTED],
         },
+        "unreadable": {"count": totals.lost[UNREADABLE], "examples": totals.unreadable[:LISTED]},
         "fold_loss": totals.fold_loss[:LISTED],
     }
     path = folder / "metadata.json"

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from beatsight_assets.bundle.export import BundleRequest, export
+from beatsight_assets.bundle.export import BundleRequest, export, run
 from beatsight_assets.bundle.verify import verify
 from beatsight_assets.cli import main
 from beatsight_assets.errors import BeatSightError, ConfigError, InputError
@@ -156,9 +156,12 @@ def test_wrong_usage_is_told_before_anything_is_planned(
 
 
 def test_a_channel_that_no_file_has_is_counted(made: Settings) -> None:
-    """--channel 5 on mono audio leaves every clip out as unreadable, counted, and the gate does not pass on an empty bundle."""
-    done = export(made, BundleRequest("b", None, {"channel": "5"}))
-    assert done.statistics["skipped_unreadable_audio"] == 207 and done.statistics["written_clips"] == 0
+    """--channel 5 on mono audio leaves every clip out as unreadable; the gate fails on the empty bundle and says where the events went."""
+    report = run(made, BundleRequest("b", None, {"channel": "5"}))
+    assert report.figures["skipped_unreadable_audio"] == 207 and report.figures["written_clips"] == 0
+    said = report.verdicts[0].failures
+    assert not report.passed and "207 unreadable_audio" in said[0] and "missing-channel: channel 5 of 1" in said[0]
+    assert report.facts["unreadable"]["count"] == 207 and len(report.facts["unreadable"]["examples"]) == 3
 
 
 @pytest.mark.parametrize("n_rows", [0, 1])
