@@ -13,7 +13,7 @@ from beatsight_assets import store
 from beatsight_assets.bundle import check
 from beatsight_assets.bundle.export import BundleRequest, export
 from beatsight_assets.bundle.read import BundleIncomplete, open_bundle
-from beatsight_assets.errors import BeatSightError, ConfigError
+from beatsight_assets.errors import BeatSightError, ConfigError, InputError
 from beatsight_assets.settings import Settings
 from beatsight_assets_tests.crash.sweep import is_exhaustive
 
@@ -137,3 +137,22 @@ def test_a_damaged_record_of_a_run_stops_nothing(made: Settings) -> None:
     folder = export(made, BundleRequest("b", None, {"limit": 20})).plan.folder
     (folder / "history" / "run-0001.json").write_bytes(b"{")
     assert export(made, BundleRequest("b", mode="resume")).run["run_statistics"]["reused_clips"] == 20
+
+
+@pytest.mark.parametrize("layout", ["shards", "wav"])
+def test_a_reader_is_never_given_two_versions(made: Settings, layout: str) -> None:
+    """A bundle replaced after it was opened: clips begun before stay those of the old one, or the reader is told; nothing is mixed."""
+    request = BundleRequest("b", None, {"limit": 20, "layout": layout})
+    folder = export(made, request).plan.folder
+    early, late = open_bundle(folder), open_bundle(folder)
+    clips = early.clips()
+    first = next(clips)
+    export(made, BundleRequest("b", None, {"limit": 20, "layout": layout, "post_ms": 90.0}, "overwrite"))
+    if layout == "shards":
+        assert {len(samples) for _, samples in [first, *clips]} == {12_348}
+    else:
+        with pytest.raises(InputError, match=r"bundle-changed.*Open it again"):
+            list(clips)
+    with pytest.raises(InputError, match=r"bundle-changed.*Open it again"):
+        list(late.clips())
+    assert {len(samples) for _, samples in open_bundle(folder).clips()} == {3_528 + 3_969}
