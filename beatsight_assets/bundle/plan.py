@@ -713,7 +713,7 @@ def _require_once(spill: Spill, ids: Sequence[NDArray[np.uint64]]) -> None:
     found: list[str] = []
     for shard in range(spill.n_shards):
         names = spill.read(shard)["event_id"]
-        found += names.filter(names.hash().is_in(pl.Series(twice))).to_list()
+        found += names.filter(names.hash().is_in(twice.tolist())).to_list()
     name, n = Counter(found).most_common(1)[0]
     if n > 1:  # else two ids with one hash
         raise InputError(f"event id {store.printable(name)[:80]} stands in the manifest twice", code="bad-manifest")
