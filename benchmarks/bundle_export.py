@@ -1,4 +1,4 @@
-"""P6, P12: clips cut per CPU second against a loop that reads, folds and writes one wav per clip; verify-only against a loop over rows.
+"""P6, P7, P12: clips cut per CPU second against a loop that writes one wav per clip, also with features; verify-only against a loop over rows.
 
 Sources are 16-bit wav files of 44.1 kHz, one mono and one stereo of each two, eight hits a second. Ours includes the plan, labels, digests,
 fsync and the seal. Memory is the peak of a fresh process that plans and verifies, at a tenth and at the whole size.
@@ -87,6 +87,19 @@ def _one_wav_per_clip(rows: pl.DataFrame, root: Path, out: Path) -> None:
     (out / "train_labels.json").write_text(json.dumps(labels, indent=2))
 
 
+def _one_tensor_per_clip(rows: pl.DataFrame, root: Path, out: Path) -> None:
+    """The same, then a log-mel of each clip from its wav, one file per clip."""
+    import librosa
+    import numpy as np
+    import soundfile
+
+    _one_wav_per_clip(rows, root, out)
+    for event_id in rows["event_id"]:
+        mono, rate = soundfile.read(out / "train/audio" / f"{event_id}.wav", dtype="float32")
+        mel = librosa.feature.melspectrogram(y=mono, sr=rate, n_fft=2048, hop_length=512, n_mels=128, fmin=30.0, fmax=16_000.0)
+        np.save(out / "train/audio" / f"{event_id}.npy", librosa.power_to_db(mel).astype(np.float16))
+
+
 def _export(settings: Settings, manifest: Path, name: str, mode: str = "new") -> Any:
     from beatsight_assets.bundle.export import BundleRequest, export
 
@@ -166,6 +179,45 @@ def _check_every_row(rows: pl.DataFrame, root: Path) -> None:
         labels.update(c["label"] for c in row["components"])
 
 
+def _p7() -> list[Result]:
+    from beatsight_assets.events import read_events
+    from beatsight_assets.features.clip_cache import WarmOptions
+    from beatsight_assets.features.clip_cache import run as warm
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(Path(folder))
+        manifest = _make_takes(settings, CLIPS // 4)
+        rows = read_events(manifest)
+        some = rows.gather_every(max(1, rows.height // (BASELINE_CLIPS // 4)))
+        ours, theirs = [], []
+
+        def work(name: str) -> None:
+            _export(settings, manifest, name)
+            warm(settings, WarmOptions(name))
+
+        for n in range(3):
+            theirs.append(
+                cpu_seconds(lambda n=n: _one_tensor_per_clip(some, settings.layout.raw("beatsight_demo"), Path(folder) / f"base{n}"))
+            )
+            settings.store.remove(settings.layout.at("features")) if settings.layout.at("features").exists() else None
+            ours.append(cpu_seconds(lambda n=n: work(f"b{n}")))
+    ours_s, theirs_s = sorted(ours)[1] / rows.height, sorted(theirs)[1] / some.height
+    ratio = theirs_s / ours_s
+    return [
+        Result(
+            "export + log-mel P7",
+            "clips",
+            rows.height,
+            1 / ours_s,
+            "one wav, one tensor",
+            1 / theirs_s,
+            ratio,
+            goal=">= 20x",
+            met=ratio >= 20,
+        )
+    ]
+
+
 def _p12(n_rows: int) -> list[Result]:
     import os
 
@@ -218,4 +270,4 @@ def _p12(n_rows: int) -> list[Result]:
 
 def run(n_rows: int = VERIFY_ROWS) -> list[Result]:
     """Figures of export, resume, verify and plan."""
-    return [*_p6(), *_p12(n_rows)]
+    return [*_p6(), *_p7(), *_p12(n_rows)]
