@@ -773,8 +773,13 @@ class _Tally:
         self._ids.append(frame["event_id"].hash().to_numpy())
 
     def n_repeated_ids(self, path: Path) -> int:
-        """Rows whose event id occurred before. Works on hashes; only when two agree are the ids themselves compared."""
-        hashes = np.sort(np.concatenate(self._ids)) if self._ids else np.empty(0, np.uint64)
+        """Rows whose event id occurred before. Works on hashes; only when two agree are the ids themselves compared.
+
+        The hashes are joined once and sorted in place: with copies they were a third of the memory of ten million events.
+        """
+        self._ids = [np.concatenate(self._ids)] if self._ids else [np.empty(0, np.uint64)]
+        hashes = self._ids[0]
+        hashes.sort()
         if not (hashes[1:] == hashes[:-1]).any():
             return 0
         ids = pl.read_parquet(path, columns=["event_id"])["event_id"]
