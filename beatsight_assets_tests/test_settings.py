@@ -40,7 +40,7 @@ BROKEN = {
     "name that leaves events": ("datasets", DATASETS.replace("groove_mididataset", "../x"), "configs/datasets.yaml:3", "match pattern"),
     "bad short name": ("datasets", DATASETS.replace("short: groove", "short: Groove MIDI"), "configs/datasets.yaml:4", "match pattern"),
     "repeated key": ("datasets", DATASETS + "    short: other\n", "configs/datasets.yaml:7", "key 'short' occurs twice"),
-    "no YAML": ("datasets", DATASETS + "  : [\n", "configs/datasets.yaml:7", "expected <block end>"),
+    "no YAML": ("datasets", DATASETS + "  : [\n", "configs/datasets.yaml:7", "did not find expected key"),
     "empty": ("datasets", "", "configs/datasets.yaml", "the document"),
     "a list": ("datasets", "- a\n", "configs/datasets.yaml:1", "the document"),
     "profile misses a section": ("gates/demo", "version: 1\nrequired: [boundary]\n", "configs/gates/demo.yaml:1", "Field required"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import Result, alternate, wall_seconds
 
-N_FILES = 48
+N_FILES = 128
 FILE_BYTES = 16 << 20
 BLOCK = 1 << 20
 
