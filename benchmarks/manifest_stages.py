@@ -342,10 +342,10 @@ def _health_loop(place: Path) -> Answer:
 
 
 def _metrics(place: Path) -> Answer:
-    from beatsight_assets.events import read_events
-    from beatsight_assets.manifest.compare import snapshot
+    from beatsight_assets.events import Manifest
+    from beatsight_assets.manifest.compare import COLUMNS, snapshot
 
-    return {"events": snapshot(read_events(place / "annotated.parquet"))["num_events"]}
+    return {"events": snapshot(Manifest(place / "annotated.parquet").read(columns=COLUMNS))["num_events"]}
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ import polars as pl
 
 from beatsight_assets import events, store
 from beatsight_assets.errors import InputError
-from beatsight_assets.events import BUCKETS, EVENT_SCHEMA
+from beatsight_assets.events import BUCKETS, EVENT_SCHEMA, find_repeats
 from beatsight_assets.health import gates, honesty, html
 from beatsight_assets.health.gates import HealthLimits
 from beatsight_assets.manifest import near_duplicates
@@ -32,6 +32,7 @@ MAX_NAMED_ROWS = 20
 OPENNESS_BINS = 10
 CLOSED_ABOVE = 0.35  # a hat labelled closed that stands more open than this contradicts its label (spec/events.md section 4)
 SLACK = 1e-6  # f32 against f64
+RARE_EXTRAS = ('"loudness"', '"bleed_level"')
 DURATION_FIELDS = ("split_durations_seconds", "run_split_durations_seconds", "duration_seconds_by_source", "run_duration_seconds_by_source")
 NO_SPLIT = "unassigned"
 HIT_FIELDS = ("event", "session", "group", "is_synthetic", "label", "velocity", "dynamic_bucket", "openness")
@@ -313,6 +314,7 @@ def measure(
     repeated_content, examples_content = _repeated_content(frame)
     negatives = int(frame["negative_example"].sum())
     synthetic = int(frame["is_synthetic"].sum())
+    rare = frame.select("extras").filter(pl.col("extras").str.contains_any(list(RARE_EXTRAS)))  # a few rows of millions, looked for once
     duration = _duration(provenance, dataset_metadata)
     report: dict[str, Any] = {
         "summary": {
@@ -340,11 +342,11 @@ def measure(
         "openness_missing": hits.filter(pl.col("label").is_in(HIHATS_WITH_OPENNESS) & pl.col("openness").is_null()).height,
         "velocity_stats": _stats(hits["velocity"]),
         "openness_stats": _stats(hits["openness"]),
-        "loudness": {name: _stats(_extra(frame, f"loudness.{name}").cast(pl.Float64, strict=False)) for name in ("LUFS_i", "peak_dbfs")},
+        "loudness": {name: _stats(_extra(rare, f"loudness.{name}").cast(pl.Float64, strict=False)) for name in ("LUFS_i", "peak_dbfs")},
         "technique_counts": _technique_counts(frame),
         "crash_variant_counts": _crash_variants(hits),
         "crash_dual_label_assignments": frame.filter(pl.col("techniques").list.contains("crash_dual_label")).height,
-        "bleed_level_distribution": _with_rest(_extra(frame, "bleed_level"), total),
+        "bleed_level_distribution": _with_rest(_extra(rare, "bleed_level"), total),
         "mix_context_distribution": _counts(frame, "mix_context"),
         "source_counts": _counts(frame, "source_set"),
         "openness_conflicts": _openness_conflicts(hits),
@@ -490,8 +492,8 @@ def _repeated_ids(frame: pl.DataFrame) -> tuple[int, list[dict[str, Any]]]:
 
 def _repeated_content(frame: pl.DataFrame) -> tuple[int, list[dict[str, Any]]]:
     """Rows that repeat (session, onset, sorted labels) of another row. Labels are compared only where session and onset are equal."""
-    key = frame.select("session", "onset_us")
-    suspects = frame.filter(key.is_duplicated()).select(
+    again = find_repeats(frame.select("session", "onset_us").hash_rows().to_numpy())
+    suspects = frame.select("source_set", "session_id", "onset_us", "components")[again].select(
         "source_set",
         "session_id",
         "onset_us",

@@ -17,7 +17,7 @@ import polars as pl
 from beatsight_assets import store
 from beatsight_assets.audio import find_audio
 from beatsight_assets.errors import BeatSightError, InputError
-from beatsight_assets.events import read_events
+from beatsight_assets.events import Manifest
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources.types import AUDIO_SUFFIXES
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
@@ -25,6 +25,7 @@ from beatsight_assets.verdict import Reason, Rule, Verdict
 
 VERSION = "1"
 STAGE = "provenance_audit"
+COLUMNS = ("source_set", "session_id", "audio_path", "metadata_ref")  # of the manifest: all that is looked at
 GATE = "provenance_audit"
 # code of a problem -> what it means; each must be 0
 MUST_BE_ZERO = {
@@ -177,7 +178,7 @@ def run(settings: Settings, options: AuditOptions = AuditOptions(), *, progress:
     """
     layout = settings.layout
     manifest = {"merged": layout.merged, "annotated": layout.annotated}.get(options.manifest) or Path(options.manifest)
-    frame = read_events(manifest)
+    frame = Manifest(manifest).read(columns=COLUMNS)
     names = sorted(frame["source_set"].unique())
     known = [n for n in names if n in settings.datasets]
     tables = [("provenance", layout.provenance(n)) for n in known if layout.provenance(n).is_file()]
