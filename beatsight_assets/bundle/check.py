@@ -267,6 +267,7 @@ def remove(settings: Settings, name: str, *, apply: bool) -> dict[str, Any]:
         with bundle_lock(settings, name):
             for stage in ("bundle", "bundle_plan", STAGE):
                 settings.store.remove(settings.layout.at(f"receipts/{stage}/{name}.json"))
+            settings.store.remove(settings.layout.quarantine(f"bundle.{name}"))
             for place in (new_folder(settings, name), folder):  # what an overwrite left must not take its place
                 if place.exists():
                     settings.store.remove(place)

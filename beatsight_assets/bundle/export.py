@@ -41,6 +41,7 @@ from beatsight_assets.bundle.summary import of_export, plain
 from beatsight_assets.errors import Busy, ConfigError, GateFailed, InputError
 from beatsight_assets.manifest.splits import RATIOS, assign
 from beatsight_assets.settings import Settings
+from beatsight_assets.sources.pipeline import QUARANTINE_SCHEMA
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.store import TMP_NAME, Store
 from beatsight_assets.taxonomy import Taxonomy
@@ -572,9 +573,22 @@ def _seal(
     settings.store.publish_json(_next_record(plan.folder), signed(record))  # before the seal, which counts what healed over all of them
     marker = seal.seal(settings.store, plan, request.name, manifest.name, view, used, run, healed)
     metadata = store.read_json(plan.folder / "metadata.json")
+    _publish_quarantine(settings, request.name, plan, totals)
     return Exported(
         request.name, plan, marker, seal.statistics(plan, totals), metadata, record, dict(done.root_hits), dict(done.reasons), durations
     )
+
+
+def _publish_quarantine(settings: Settings, name: str, plan: Plan, totals: seal.Totals) -> None:
+    """quarantine/bundle.<name>.parquet: one row per file whose events fell out although it is named; no table when there is none."""
+    outside = {"code": "path-escape", "message": "the path leads out of its root; it was not opened", "digest": None}
+    rows = totals.refused + [{"source_set": s, "path": p, **outside} for s, p in plan.identity["counts"].get("escaped", [])]
+    target = settings.layout.quarantine(f"bundle.{name}")
+    if rows:
+        table = pl.DataFrame([{**r, "stage": STAGE} for r in rows], schema=QUARANTINE_SCHEMA).unique().sort("source_set", "path")
+        settings.store.publish_frame(target, table)
+    elif target.exists():
+        settings.store.remove(target)
 
 
 def _used_splits(plan: Plan, split_of: pl.DataFrame) -> pl.DataFrame:

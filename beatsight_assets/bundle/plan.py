@@ -191,6 +191,7 @@ class Counts:
     seconds_by_split: Counter[str] = field(default_factory=Counter)
     seconds_by_source: Counter[str] = field(default_factory=Counter)
     unknown_labels: Counter[str] = field(default_factory=Counter)
+    escaped: set[tuple[str, str]] = field(default_factory=set)  # source_set, audio_path of files that no root may hold
 
     def to_json(self) -> dict[str, Any]:
         """Sorted, seconds rounded to microseconds."""
@@ -204,6 +205,7 @@ class Counts:
             "seconds_by_split": {s: round(self.seconds_by_split[s], 6) for s in SPLITS},
             "seconds_by_source": {k: round(v, 6) for k, v in sorted(self.seconds_by_source.items())},
             "unknown_labels": dict(sorted(self.unknown_labels.items())),
+            "escaped": [[source, store.printable(path)] for source, path in sorted(self.escaped)],
         }
 
 
@@ -378,6 +380,7 @@ class Planner:
                 "Run: beatsight events split",
                 code="unassigned-groups",
             )
+        counts.escaped.update(frame.filter(pl.col("outcome") == "path_escape").select("source_set", "audio_path").unique().rows())
         counts.outcomes.update(dict(frame.group_by("outcome").len().iter_rows()))
         frame = (
             frame.filter(pl.col("onset_time").is_not_null())

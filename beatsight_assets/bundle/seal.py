@@ -45,6 +45,7 @@ class Totals:
     missing_by_source: Counter[str] = field(default_factory=Counter)
     unreadable: list[Mapping[str, Any]] = field(default_factory=list)
     clipped_samples: int = 0
+    refused: list[dict[str, Any]] = field(default_factory=list)  # files for quarantine: all that fell out, save what is absent
     fold_loss: list[Mapping[str, Any]] = field(default_factory=list)
     shards: list[dict[str, str]] = field(default_factory=list)
 
@@ -78,6 +79,10 @@ def add_up(files: Store, plan: Plan) -> Totals:
         for lost in found["lost"]:
             outcome = {"missing-audio": "missing_audio", "path-escape": "path_escape"}.get(lost["code"], UNREADABLE)
             totals.lost[outcome] += lost["events"]
+            if outcome != "missing_audio":
+                totals.refused.append(
+                    {"path": lost["audio_path"], "digest": lost["sha256"], **{k: lost[k] for k in ("source_set", "code", "message")}}
+                )
             if outcome == UNREADABLE:
                 totals.unreadable.append({k: lost[k] for k in ("source_set", "audio_path", "code", "message", "events")})
             if outcome == "missing_audio":

@@ -109,6 +109,7 @@ def run(settings: Settings, options: SmokeOptions = SmokeOptions(), *, progress:
         settings.store.publish_json(target, {**report, "failures": failures, "kept": name if keep else None, "passed": not failures})
         if not keep:
             settings.store.remove(exported.plan.folder)
+            settings.store.remove(settings.layout.quarantine(f"bundle.{name}"))
         ratio = sizes["bytes_free"] / max(sizes["bytes_shards"], 1)
         rules = (
             Rule.at_most("smoke_complete", float(len(failures)), 0.0, failures[0] if failures else "failures of export, check and health"),

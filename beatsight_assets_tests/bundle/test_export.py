@@ -220,6 +220,25 @@ def test_a_damaged_file_takes_only_its_own_clips(made: Settings) -> None:
     assert rows.height == 69 and rows["reason"].unique().to_list() == ["truncated-audio"] and problems == []
 
 
+def test_every_refused_file_is_one_row_of_the_quarantine(made: Settings) -> None:
+    """A damaged file and a path out of its root are one row each, with code and stage; healed, the rows are gone."""
+    audio = made.layout.raw("beatsight_demo") / "audio" / "take_0.wav"
+    whole = audio.read_bytes()
+    audio.write_bytes(whole[:-30_000])
+    frame = pl.read_parquet(made.layout.annotated)
+    outside = pl.when(pl.col("session_id").str.contains("take_1")).then(pl.lit("../x.wav")).otherwise("audio_path")
+    manifest = made.layout.at("manifest/odd.parquet")
+    made.store.publish_frame(manifest, frame.with_columns(audio_path=outside))
+    done = export(made, BundleRequest("b", manifest))
+    table = made.layout.at("quarantine/bundle.b.parquet")
+    rows = {(r["code"], r["path"], r["stage"]) for r in pl.read_parquet(table).iter_rows(named=True)}
+    assert rows == {("truncated-audio", "audio/take_0.wav", "bundle"), ("path-escape", "../x.wav", "bundle")}
+    assert done.statistics["skipped_path_escape"] == 69
+    audio.write_bytes(whole)
+    export(made, BundleRequest("b", made.layout.annotated, mode="overwrite"))
+    assert not table.exists()
+
+
 def test_no_file_names_a_place_of_this_machine(made: Settings) -> None:
     """No artefact of a bundle holds the path of the data root."""
     folder = engine.run(made, BundleRequest("b", None, {"layout": "wav"})) and made.layout.at("bundles/b")
