@@ -172,17 +172,31 @@ def open_bundle(folder: Path) -> Bundle:
     """
     again = f"Run: beatsight bundle export {folder.name} --resume"
     where = f"bundles/{folder.name}"
-    if not (folder / "BUNDLE.json").is_file():
-        raise BundleIncomplete(f"bundle {folder.name} is not finished. {again}", code="bundle-incomplete", where=where)
-    marker = read_signed(folder / "BUNDLE.json")
-    try:
-        plan = read_plan(folder)
-    except InputError:
-        plan = None
-    if marker is None or plan is None or marker.get("plan_sha256") != plan.sha256:
+    while True:
+        before = _identity(folder / "BUNDLE.json")
+        marker = plan = None
+        try:
+            marker = read_signed(folder / "BUNDLE.json")
+            plan = read_plan(folder)
+        except InputError:
+            plan = None  # damaged, or gone since it was seen
+        if marker is not None and plan is not None and marker.get("plan_sha256") == plan.sha256:
+            return Bundle(plan, marker)
+        if _identity(folder / "BUNDLE.json") != before:
+            continue  # a writer swapped the bundle between the two files
+        if before is None:
+            raise BundleIncomplete(f"bundle {folder.name} is not finished. {again}", code="bundle-incomplete", where=where)
         what = "BUNDLE.json" if marker is None else "plan.json"
         raise BundleIncomplete(f"{what} of bundle {folder.name} is not what was sealed. {again}", code="bundle-damaged", where=where)
-    return Bundle(plan, marker)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of a file, None when it is absent: a file that was replaced by an equal one differs."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def wav_header(n_samples: int, rate_hz: int) -> bytes:

@@ -12,9 +12,10 @@ import polars as pl
 import pytest
 
 from beatsight_assets import store
-from beatsight_assets.bundle import check
+from beatsight_assets.bundle import check, read
 from beatsight_assets.bundle import export as engine
 from beatsight_assets.bundle.export import BundleRequest, export, new_folder
+from beatsight_assets.bundle.plan import Plan
 from beatsight_assets.bundle.read import BundleIncomplete, open_bundle
 from beatsight_assets.errors import Busy, ConfigError
 from beatsight_assets.settings import Settings
@@ -244,6 +245,23 @@ def test_no_file_names_a_place_of_this_machine(made: Settings) -> None:
     folder = engine.run(made, BundleRequest("b", None, {"layout": "wav"})) and made.layout.at("bundles/b")
     root = str(made.layout.root).encode()
     assert [p for p in folder.rglob("*") if p.is_file() and root in p.read_bytes()] == []
+
+
+def test_opening_during_a_swap_opens_the_new_one(made: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that is exchanged between the reading of BUNDLE.json and of plan.json is opened again, not called damaged."""
+    first = fresh(made)
+    read_plan, n_looks = read.read_plan, 0
+
+    def read_plan_after_a_swap(folder: Path) -> Plan | None:
+        nonlocal n_looks
+        n_looks += 1
+        if n_looks == 1:
+            export(made, BundleRequest("b", None, {**CONTENT, "post_ms": 100.0}, "overwrite"))
+        return read_plan(folder)
+
+    monkeypatch.setattr(read, "read_plan", read_plan_after_a_swap)
+    opened = open_bundle(first.plan.folder)
+    assert n_looks == 2 and opened.plan.options.post_ms == 100.0
 
 
 def test_update_resumes_or_overwrites(made: Settings) -> None:
