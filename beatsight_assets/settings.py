@@ -155,6 +155,10 @@ class DataLayout:
             raise ConfigError(f"{printable(relpath)[:200]!r} is no plain path below the data root", code="path-escape")
         return self.root / relpath
 
+    @property
+    def raw_root(self) -> Path:
+        return self.root / "raw"
+
     def raw(self, folder: str) -> Path:
         return self.at(f"raw/{folder}")
 
@@ -166,6 +170,19 @@ class DataLayout:
 
     def quarantine(self, source_set: str) -> Path:
         return self.at(f"quarantine/{source_set}.parquet")
+
+    def alignment(self, source_set: str) -> Path:
+        return self.at(f"alignment/{source_set}.parquet")
+
+    @property
+    def provenance_tables(self) -> list[Path]:
+        """Those that are there, sorted."""
+        return sorted((self.root / "provenance").glob("*.parquet"))
+
+    @property
+    def quarantine_tables(self) -> list[Path]:
+        """Those that are there, sorted."""
+        return sorted((self.root / "quarantine").glob("*.parquet"))
 
     @property
     def merged(self) -> Path:
@@ -194,8 +211,23 @@ class DataLayout:
     def features(self, name: str) -> Path:
         return self.at(f"features/{name}")
 
+    @property
+    def bundles(self) -> Path:
+        return self.root / "bundles"
+
+    def bundle(self, name: str) -> Path:
+        return self.at(f"bundles/{name}")
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
     def run_dir(self, run: str) -> Path:
         return self.at(f"runs/{run}")
+
+    @property
+    def candidates(self) -> Path:
+        return self.root / "models" / "candidates"
 
     def candidate(self, run: str) -> Path:
         return self.at(f"models/candidates/{run}")
@@ -204,9 +236,16 @@ class DataLayout:
     def promoted(self) -> Path:
         return self.root / "models" / "promoted"
 
+    def release(self, name: str) -> Path:
+        return self.at(f"models/promoted/{name}")
+
     @property
     def current_model(self) -> Path:
         return self.promoted / "CURRENT.json"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
 
     def report(self, area: str, name: str) -> Path:
         return self.at(f"reports/{area}/{name}")
@@ -214,6 +253,9 @@ class DataLayout:
     @property
     def receipts(self) -> Path:
         return self.root / "receipts"
+
+    def receipt(self, stage: str, partition: str | None = None) -> Path:
+        return self.at(f"receipts/{stage}.json" if partition is None else f"receipts/{stage}/{partition}.json")
 
     @property
     def dagster_home(self) -> Path:

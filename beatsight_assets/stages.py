@@ -126,7 +126,7 @@ class Report:
 
 def receipt_path(settings: Settings, stage: str, partition: str | None = None) -> Path:
     """receipts/<stage>.json or receipts/<stage>/<partition>.json."""
-    return settings.layout.at(f"receipts/{stage}.json" if partition is None else f"receipts/{stage}/{partition}.json")
+    return settings.layout.receipt(stage, partition)
 
 
 def read_receipt(settings: Settings, stage: str, partition: str | None = None) -> Report | None:

@@ -51,6 +51,10 @@ NOT_FOR_HELP = (*HEAVY, "polars", "pydantic", "numpy", "pyarrow", "soundfile", "
 DAGSTER_ROOMS = ("dag", "definitions")
 REFUSED_IMPORTS = re.compile(r"^(pickle|_pickle|cPickle|dill|cloudpickle|joblib|shelve|marshal|xml\.|lxml|telnetlib|imp$)")
 MACHINE_PATH = re.compile(r"/(?:work|home/\w+|Users/\w+|root)/")
+AREA = re.compile(
+    r"^(raw|events|provenance|quarantine|alignment|manifest|features|bundles|runs|models|reports|receipts|cache|dagster)(/|$)"
+)
+PLACE_OF_A_MACHINE = re.compile(r"^(~/|/(tmp|data|mnt|media|var|home|opt|srv))(/|$)")
 TO_DO = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 LEGACY_RANDOM = {"seed", "rand", "randn", "randint", "random", "choice", "shuffle", "permutation", "normal", "uniform", "RandomState"}
 
@@ -76,6 +80,11 @@ class Module:
     @property
     def room(self) -> str:
         return self.name.partition(".")[0]
+
+    @cached_property
+    def calls(self) -> list[tuple[ast.Call, str]]:
+        """Every call with its dotted name."""
+        return [(node, ast.unparse(node.func)) for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
 
     @cached_property
     def imports(self) -> list[tuple[int, str, bool]]:
@@ -116,13 +125,6 @@ def house() -> list[Module]:
     return found
 
 
-def calls(module: Module) -> Iterator[tuple[ast.Call, str]]:
-    """Every call with its dotted name."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call):
-            yield node, ast.unparse(node.func)
-
-
 def keyword(call: ast.Call, name: str) -> object:
     """Constant value of a keyword argument, None when it is not given."""
     return next((k.value.value if isinstance(k.value, ast.Constant) else "given" for k in call.keywords if k.arg == name), None)
@@ -132,7 +134,7 @@ def no_pickle_and_no_stdlib_xml(module: Module) -> Found:
     for line, name, _ in module.imports:
         if REFUSED_IMPORTS.match(name):
             yield line, f"import of {name}"
-    for call, name in calls(module):
+    for call, name in module.calls:
         if keyword(call, "allow_pickle") is True or keyword(call, "weights_only") is False:
             yield call.lineno, f"{name} may unpickle"
         if name == "torch.load" and keyword(call, "weights_only") is not True:
@@ -140,7 +142,7 @@ def no_pickle_and_no_stdlib_xml(module: Module) -> Found:
 
 
 def no_code_from_data(module: Module) -> Found:
-    for call, name in calls(module):
+    for call, name in module.calls:
         if name in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"):
             yield call.lineno, name
         if keyword(call, "shell") is True:
@@ -154,7 +156,7 @@ def no_code_from_data(module: Module) -> Found:
 
 
 def no_global_randomness_and_no_hash(module: Module) -> Found:
-    for call, name in calls(module):
+    for call, name in module.calls:
         if re.match(r"(np|numpy)\.random\.", name) and name.rpartition(".")[2] in LEGACY_RANDOM:
             yield call.lineno, f"{name}: use units.rng_for"
         if name == "np.random.default_rng" and not call.args:
@@ -166,7 +168,7 @@ def no_global_randomness_and_no_hash(module: Module) -> Found:
 def the_clock_is_read_in_one_place(module: Module) -> Found:
     if module.name == "clock":
         return
-    for call, name in calls(module):
+    for call, name in module.calls:
         if re.fullmatch(r"time\.(time|time_ns|monotonic|monotonic_ns|perf_counter|perf_counter_ns|sleep)", name):
             yield call.lineno, f"{name}: use clock"
         if re.fullmatch(r"(datetime\.)?(datetime|date)\.(now|utcnow|today)", name):
@@ -179,7 +181,7 @@ def only_the_store_gives_files_their_names(module: Module) -> Found:
     in_memory = {
         ast.unparse(n.targets[0]) for n in ast.walk(module.tree) if isinstance(n, ast.Assign) and "BytesIO(" in ast.unparse(n.value)
     }
-    for call, name in calls(module):
+    for call, name in module.calls:
         if in_memory & {ast.unparse(argument) for argument in call.args}:
             continue
         if name in (
@@ -215,6 +217,29 @@ def only_settings_read_the_environment(module: Module) -> Found:
             yield node.lineno, ast.unparse(node)
 
 
+def text_of(node: ast.AST) -> str:
+    """A string as it is written, as far as it is known before the program runs."""
+    if isinstance(node, ast.JoinedStr) and node.values:
+        return text_of(node.values[0])
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def paths_derive_from_the_data_root(module: Module) -> Found:
+    for node in ast.walk(module.tree):
+        if PLACE_OF_A_MACHINE.match(text_of(node)):
+            yield node.lineno, f"{text_of(node)!r} is a place of one machine"  # type: ignore[attr-defined]
+        if module.name == "settings":
+            continue
+        is_joined = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and AREA.match(text_of(node.right))
+        if is_joined and re.search(r"(^|[._])root$", ast.unparse(node.left)):
+            yield node.lineno, f"{ast.unparse(node)}: DataLayout knows the places"
+    for call, name in module.calls:
+        if name in ("os.getcwd", "os.getcwdb", "Path.cwd", "os.chdir"):
+            yield call.lineno, f"{name}: results do not depend on the working directory"
+        if module.name != "settings" and re.search(r"(\.(at|resolve|joinpath)|^contain|\.contain)$", name):
+            yield from ((call.lineno, f"{name}({text_of(a)!r}): DataLayout knows the places") for a in call.args if AREA.match(text_of(a)))
+
+
 def errors_are_not_swallowed(module: Module) -> Found:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ExceptHandler):
@@ -238,7 +263,7 @@ def only_the_command_line_prints(module: Module) -> Found:
     if module.room in ("cli", "__main__"):
         return
     inside = {id(n) for top in module.tree.body if isinstance(top, ast.If) and "__main__" in ast.unparse(top.test) for n in ast.walk(top)}
-    for call, name in calls(module):
+    for call, name in module.calls:
         to_dagster = module.room == "dag" and "file=sys.stderr" in ast.unparse(call)  # a step's stderr is its compute log
         if name in ("print", "logging.basicConfig") and id(call) not in inside and not to_dagster:
             yield call.lineno, name
@@ -315,6 +340,7 @@ RULES: tuple[Callable[[Module], Found], ...] = (
     the_clock_is_read_in_one_place,
     only_the_store_gives_files_their_names,
     only_settings_read_the_environment,
+    paths_derive_from_the_data_root,
     errors_are_not_swallowed,
     validation_survives_optimisation,
     only_the_command_line_prints,
@@ -363,9 +389,7 @@ def test_every_test_says_what_it_proves() -> None:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not ast.get_docstring(node):
                 found.append(f"{module.path}:{node.lineno}: {node.name} without docstring")
-        found += [
-            f"{module.path}:{call.lineno}: {name}" for call, name in calls(module) if name in ("time.sleep", "sleep", "asyncio.sleep")
-        ]
+        found += [f"{module.path}:{call.lineno}: {name}" for call, name in module.calls if name in ("time.sleep", "sleep", "asyncio.sleep")]
         if module.path != f"{PACKAGE}_tests/test_house.py":
             found += [f"{module.path}:{line}: {what}" for line, what in no_open_points_and_no_machine(module)]
     assert not found, "\n" + "\n".join(found)
@@ -430,6 +454,14 @@ BAD = [
     (only_the_store_gives_files_their_names, "health/x.py", "np.save(p, a)"),
     (only_settings_read_the_environment, "tracking.py", "os.environ.get('WANDB_MODE')"),
     (only_settings_read_the_environment, "tracking.py", "os.getenv('X')"),
+    (paths_derive_from_the_data_root, "health/x.py", "layout.root / 'reports' / name"),
+    (paths_derive_from_the_data_root, "health/x.py", "root / f'events/{name}.parquet'"),
+    (paths_derive_from_the_data_root, "bundle/x.py", "settings.layout.at(f'bundles/{name}')"),
+    (paths_derive_from_the_data_root, "bundle/x.py", "layout.resolve('manifest/merged.parquet')"),
+    (paths_derive_from_the_data_root, "bundle/x.py", "store.contain(root, 'runs')"),
+    (paths_derive_from_the_data_root, "cli/x.py", "Path.cwd() / 'x'"),
+    (paths_derive_from_the_data_root, "cli/x.py", "Path('/tmp/x')"),
+    (paths_derive_from_the_data_root, "cli/x.py", "Path(f'~/{name}')"),
     (errors_are_not_swallowed, "midi.py", "try:\n    f()\nexcept:\n    g()"),
     (errors_are_not_swallowed, "midi.py", "try:\n    f()\nexcept OSError:\n    pass"),
     (errors_are_not_swallowed, "midi.py", "try:\n    f()\nexcept Exception as e:\n    g(e)"),
@@ -465,6 +497,12 @@ GOOD = [
     ),
     (only_the_store_gives_files_their_names, "store.py", "os.replace(a, b)"),
     (only_the_store_gives_files_their_names, "health/x.py", "buffer = io.BytesIO()\nnp.save(buffer, a)"),
+    (paths_derive_from_the_data_root, "settings.py", "self.root / 'reports'"),
+    (
+        paths_derive_from_the_data_root,
+        "bundle/x.py",
+        "layout.bundle(name) / 'shards'\nroot / 'audio'\nwhere='reports/x.json'\nlayout.at(stated)",
+    ),
     (only_the_command_line_prints, "dag/x.py", "print('x', file=sys.stderr)"),
     (public_things_are_described, "cli/x.py", '"""What."""\n@command("x", help="Does x.")\ndef x_command():\n    return 1'),
     (errors_are_not_swallowed, "midi.py", "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),

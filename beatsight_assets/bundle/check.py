@@ -199,7 +199,7 @@ def heal_list(settings: Settings, name: str) -> tuple[pl.DataFrame, list[str]]:
 
 def list_bundles(settings: Settings) -> list[dict[str, Any]]:
     """Every folder of bundles/ with what it holds."""
-    root = settings.layout.at("bundles")
+    root = settings.layout.bundles
     rows = []
     for folder in sorted(p for p in root.glob("*") if p.is_dir()) if root.is_dir() else []:
         n_bytes, n_files = _size(folder)
@@ -234,7 +234,7 @@ def _size(folder: Path) -> tuple[int, int]:
 def _needed_by(settings: Settings, name: str) -> str | None:
     """The promotion record or pointer that names the bundle, if there is one."""
     folder = settings.layout.promoted
-    marker = settings.layout.at("bundles") / name / "BUNDLE.json"
+    marker = settings.layout.bundle(name) / "BUNDLE.json"
     words = {f'"bundles/{name}/', f'"bundles/{name}"', f'"bundle": "{name}"'}
     if marker.is_file():
         found = store.read_json(marker)
@@ -266,7 +266,7 @@ def remove(settings: Settings, name: str, *, apply: bool) -> dict[str, Any]:
     if apply:
         with bundle_lock(settings, name):
             for stage in ("bundle", "bundle_plan", STAGE):
-                settings.store.remove(settings.layout.at(f"receipts/{stage}/{name}.json"))
+                settings.store.remove(settings.layout.receipt(stage, name))
             settings.store.remove(settings.layout.quarantine(f"bundle.{name}"))
             for place in (new_folder(settings, name), folder):  # what an overwrite left must not take its place
                 if place.exists():

@@ -101,7 +101,7 @@ def bundle_lock(settings: Settings, name: str) -> Iterator[None]:
     Busy
     """
     with settings.store.lock(settings.layout.receipts / "locks" / f"bundle.{require_name(name)}.writer", f"bundle {name}"):
-        bundles = settings.layout.at("bundles")
+        bundles = settings.layout.bundles
         if bundles.is_dir():
             settings.store.sweep(bundles)  # bundles that a killed writer was deleting
         yield
@@ -126,7 +126,7 @@ def settled_folder(settings: Settings, name: str) -> Path:
 
 def new_folder(settings: Settings, name: str) -> Path:
     """Where an overwrite builds: bundles/.<name>.new."""
-    return settings.layout.at(f"bundles/.{require_name(name)}.new")
+    return settings.layout.bundle(f".{require_name(name)}.new")
 
 
 def read_sources(settings: Settings, manifest: Path, options: BundleOptions) -> Sources:

@@ -245,7 +245,7 @@ def require_name(name: str) -> str:
 
 def bundle_folder(layout: DataLayout, name: str) -> Path:
     """bundles/<name>."""
-    return layout.at(f"bundles/{require_name(name)}")
+    return layout.bundle(require_name(name))
 
 
 def shard_of(source_set: str, audio_path: str, n_shards: int) -> int:

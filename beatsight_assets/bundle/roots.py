@@ -84,7 +84,7 @@ def audio_roots(settings: Settings, audio_root: str | Path | None = None, maps: 
     ConfigError : as `parse_maps`
     """
     mapped = parse_maps(settings, maps)
-    base = settings.layout.at("raw") if audio_root is None else Path(audio_root).expanduser().absolute()
+    base = settings.layout.raw_root if audio_root is None else Path(audio_root).expanduser().absolute()
     shown = _shown(settings, base, "<audio-root>")
     of: dict[str, list[tuple[str, Path]]] = {}
     for source_set, config in settings.datasets.items():

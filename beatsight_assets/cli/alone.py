@@ -23,10 +23,10 @@ def env_command(session: Session) -> int:
         "BEATSIGHT_PROFILE": session.settings.profile,
         "BEATSIGHT_EXECUTOR": session.settings.executor,
         "BEATSIGHT_WORKERS": str(session.settings.n_workers),
-        "BEATSIGHT_RAW_DIR": str(layout.root / "raw"),
-        "BEATSIGHT_RUN_DIR": str(layout.root / "runs"),
+        "BEATSIGHT_RAW_DIR": str(layout.raw_root),
+        "BEATSIGHT_RUN_DIR": str(layout.runs),
         "BEATSIGHT_MODEL_DIR": str(layout.promoted),
-        "BEATSIGHT_REPORT_DIR": str(layout.root / "reports"),
+        "BEATSIGHT_REPORT_DIR": str(layout.reports),
         "DAGSTER_HOME": str(layout.dagster_home),
     }
     emit(session, values, "\n".join(f"export {k}={shlex.quote(v)}" for k, v in values.items()))

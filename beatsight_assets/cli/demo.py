@@ -98,7 +98,7 @@ def _faults(reports: dict[str, Report]) -> list[str]:
 
 def _next(settings: Settings, reports: dict[str, Report]) -> list[str]:
     root = settings.layout.root
-    lines = [f"  look      {root / 'reports/health/annotated_health.html'}"]
+    lines = [f"  look      {settings.layout.report('health', 'annotated_health.html')}"]
     if transcriptions := reports.get("transcriptions"):
         folders = sorted({str(Path(a.path).parent) for a in transcriptions.outputs})
         lines += [

@@ -67,7 +67,7 @@ def report_command(
         no_limits=no_limits,
         components=options["components"],
         dataset_metadata=options["dataset_metadata"],
-        bundle=settings.layout.at(f"bundles/{bundle}") if bundle else None,
+        bundle=settings.layout.bundle(bundle) if bundle else None,
     )
     if asked == report.HealthOptions() and output is None and html_output is None:
         return finish(session, report.run(settings, asked, progress=session.progress))

@@ -12,8 +12,7 @@ from beatsight_assets.cli.common import Session, command, emit
 def _rows(session: Session) -> list[dict[str, Any]]:
     import polars as pl
 
-    files = sorted((session.settings.layout.root / "quarantine").glob("*.parquet"))
-    return [row for path in files for row in pl.read_parquet(path).to_dicts()]
+    return [row for path in session.settings.layout.quarantine_tables for row in pl.read_parquet(path).to_dicts()]
 
 
 @command("list", help="One row per refused file of every dataset.")

@@ -125,7 +125,7 @@ def build_sensors(status: dg.DefaultSensorStatus, poll_s: int) -> list[dg.Sensor
     @dg.run_failure_sensor(default_status=status, monitor_all_code_locations=False)
     def failure_log(context: dg.RunFailureSensorContext, lake: Lake) -> None:
         """One line per failed run in reports/failures.jsonl, so that a red run is found without the UI."""
-        lake.settings.store.append_line(lake.settings.layout.root / "reports" / "failures.jsonl", failure_line(context))
+        lake.settings.store.append_line(lake.settings.layout.reports / "failures.jsonl", failure_line(context))
 
     automation = dg.AutomationConditionSensorDefinition(
         "automation",

@@ -10,6 +10,7 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
 from beatsight_assets.errors import ConfigError
+from beatsight_assets.settings import DataLayout
 
 POSTGRES_URL = "BEATSIGHT_DAGSTER_PG_URL"  # postgresql+psycopg2://…; SQLAlchemy 2.1 maps the bare scheme to psycopg 3
 
@@ -38,5 +39,5 @@ def sqlite_home() -> Path:
     """DAGSTER_HOME, else the data root's dagster/; without either nothing can run, and a throw-away folder lets the graph be looked at."""
     home, root = dg.EnvVar("DAGSTER_HOME").get_value(), dg.EnvVar("BEATSIGHT_DATA_ROOT").get_value()
     if home or root:
-        return Path(home) if home else Path(str(root)).expanduser().absolute() / "dagster"
+        return Path(home) if home else DataLayout(Path(str(root)).expanduser().absolute()).dagster_home
     return Path(mkdtemp(prefix="beatsight-dagster-"))

@@ -142,7 +142,7 @@ def opened(settings: Settings, options: WarmOptions) -> Bundle:
     BundleIncomplete : not there or not sealed
     ConfigError `window-too-short`, `feature-mismatch`
     """
-    bundle, feature = open_bundle(settings.layout.at(f"bundles/{options.bundle}")), clip_definition(options.definition)
+    bundle, feature = open_bundle(settings.layout.bundle(options.bundle)), clip_definition(options.definition)
     if bundle.layout != "shards" or bundle.sample_rate != feature.rate_hz or bundle.plan.options.context != "fixed":
         raise ConfigError(
             f"bundle {bundle.name} has layout {bundle.layout}, {bundle.sample_rate:,} Hz and context {bundle.plan.options.context}; "

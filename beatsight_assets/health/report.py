@@ -107,7 +107,7 @@ def limits_of(settings: Settings, options: HealthOptions) -> HealthLimits | None
 def _parents(settings: Settings, options: HealthOptions) -> list[tuple[str, Path]]:
     """Every file that a report rests on, by role."""
     is_annotated = options.manifest is None
-    provenance = sorted((settings.layout.root / "provenance").glob("*.parquet")) if is_annotated else []
+    provenance = settings.layout.provenance_tables if is_annotated else []
     parents = [("manifest", options.manifest or settings.layout.annotated)]
     parents += [("splits", settings.layout.splits)] if is_annotated else []
     near = settings.layout.near_duplicates

@@ -93,7 +93,7 @@ def run(settings: Settings, options: InterchangeOptions, *, progress: Progress =
         STAGE,
         version=VERSION,
         options={"bundle": options.bundle, "kind": options.kind, "bundle_sha256": clips.content_sha256},
-        parents=[("bundle", settings.layout.at(f"bundles/{options.bundle}/BUNDLE.json"))],
+        parents=[("bundle", settings.layout.bundle(options.bundle) / "BUNDLE.json")],
         work=lambda: convert(settings, clips, options.kind, progress),
         partition=f"{options.bundle}.{options.kind}",
     )
@@ -102,7 +102,7 @@ def run(settings: Settings, options: InterchangeOptions, *, progress: Progress =
 def convert(settings: Settings, clips: Clips, kind: str, progress: Progress = silent) -> Outcome:
     """One form of a bundle, written and read back."""
     form, files = FORMS[kind], settings.store
-    folder = settings.layout.at(f"bundles/{clips.name}/interchange/{kind}")
+    folder = settings.layout.bundle(clips.name) / "interchange" / kind
     marker = folder / "SOURCE.json"
     with files.lock(folder, f"{STAGE} {kind}"):
         files.remove(marker)

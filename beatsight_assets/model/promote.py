@@ -47,7 +47,7 @@ def run(settings: Settings, options: PromoteOptions | None = None, *, progress: 
     if candidate is None:
         raise GateFailed("there is no candidate. Train one: beatsight model train", code="no-candidate")
     release = options.release or f"{settings.profile}-{candidate.output('model').sha256[:8]}"
-    folder = settings.layout.at(f"models/promoted/{release}")
+    folder = settings.layout.release(release)
     if (
         not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", release)
         or folder.parent != settings.layout.promoted

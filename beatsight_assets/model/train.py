@@ -161,7 +161,7 @@ def _plan(settings: Settings, options: TrainOptions) -> _Plan:
         config["annotation_offsets_ms"] = annotation_alignment.offsets_ms(settings, known.to_list())
     digest = sha256(store.to_json_bytes(config)).hexdigest()
     run = options.run_name or f"{hyper.family}_{options.preset}_{digest[:8]}"
-    store.contain(layout.root / "runs", run)
+    store.contain(layout.runs, run)
     return _Plan(
         run=run,
         hyper=hyper,

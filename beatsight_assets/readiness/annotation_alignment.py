@@ -144,7 +144,7 @@ class _Job:
 
 def table_path(settings: Settings, source_set: str) -> Path:
     """alignment/<source_set>.parquet."""
-    return settings.layout.at(f"alignment/{source_set}.parquet")
+    return settings.layout.alignment(source_set)
 
 
 def run(settings: Settings, options: AlignmentOptions, *, progress: Progress = silent) -> Report:

@@ -292,7 +292,7 @@ def find_champion(settings: Settings, candidate_sha256: str | None) -> Champion 
         if current is None:
             return None
     digest = str(current["model_sha256"])
-    for path in sorted((settings.layout.root / "reports" / "readiness").glob("*/readiness.json")):
+    for path in sorted(settings.layout.reports.glob("readiness/*/readiness.json")):
         known = store.read_json(path)
         if digest in (known.get("model_sha256"), known.get("weights_sha256")):
             return Champion(digest, path.parent, known.get("run"))
@@ -349,15 +349,15 @@ def run(settings: Settings, options: ReadinessOptions = ReadinessOptions(), *, p
     Raises
     ------
     NothingToDo `nothing-to-judge` : no candidate, or no gate to run
-    ConfigError `unknown-choice`, `bad-config`
-    InputError `missing-input` : the candidate has no model; `path-escape`
+    ConfigError `unknown-choice`, `bad-config`; `path-escape` : the release's name leads elsewhere
+    InputError `missing-input` : the candidate has no model
     """
     gates = wanted_gates(settings, options)
     if not gates:
         raise NothingToDo("no gate to run: the profile requires none. Give --checks", code="nothing-to-judge")
     name = options.run or find_run(settings)
     release = options.release or name
-    folder = settings.layout.resolve(f"reports/readiness/{release}")
+    folder = settings.layout.report("readiness", release)
     weights = settings.layout.candidate(name) / "model.safetensors"
     candidate = Candidate(settings, name, find_champion(settings, digest_of(settings, weights)))
     champion_files = sorted(candidate.champion.folder.glob("*.json")) if candidate.champion and candidate.champion.folder else []

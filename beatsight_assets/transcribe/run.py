@@ -157,12 +157,12 @@ def find_model(settings: Settings, name: str | None = None) -> Served:
         raise ConfigError(message, code="unsafe-model", where=origin)
     places = [Path(wanted).expanduser()] if Path(wanted).expanduser().is_absolute() else []
     if not places and is_plain_path(wanted):
-        places = [layout.root / wanted, layout.promoted / wanted, layout.root / "models" / "candidates" / wanted]
+        places = [layout.root / wanted, layout.promoted / wanted, layout.candidates / wanted]
     for place in places:
         folder = place.parent if place.is_file() else place
         if (folder / "model.json").is_file():
             return Served(load_model(folder), folder.name)
-    known = sorted(p.parent.name for area in ("promoted", "candidates") for p in (layout.root / "models" / area).glob("*/model.json"))
+    known = sorted(p.parent.name for area in (layout.promoted, layout.candidates) for p in area.glob("*/model.json"))
     there = f"There are {', '.join(known)}" if known else "No model is there: run `beatsight model train`"
     raise ConfigError(
         f"{printable(wanted)[:200]} is no folder with a model.json, no release and no run. {there}", code="missing-model", where=origin

@@ -203,7 +203,7 @@ def test_a_candidate_without_a_model_or_with_a_bad_name_is_refused(settings: Set
         stage.run(settings, ReadinessOptions(run="nobody"))
     assert caught.value.code == "missing-input"
     publish(settings)
-    with pytest.raises(InputError) as escape:
+    with pytest.raises(ConfigError) as escape:
         stage.run(settings, ReadinessOptions(run="r1", release="../../x"))
     assert escape.value.code == "path-escape"
 

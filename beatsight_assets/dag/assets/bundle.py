@@ -124,7 +124,7 @@ def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
         from beatsight_assets.health import report
 
         layout = lake.settings.layout
-        folder = layout.at(f"bundles/{TRAINING}")
+        folder = layout.bundle(TRAINING)
         metadata = folder / "metadata.json"
         options = report.HealthOptions(layout.annotated, f"bundle_{TRAINING}", dataset_metadata=metadata, bundle=folder)
         return lake.perform(report.run, options)
