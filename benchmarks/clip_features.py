@@ -20,6 +20,7 @@ def run() -> list[Result]:
     import torch
 
     from beatsight_assets.features.definitions import clip_definition
+    from beatsight_assets.features.torchaudio_parts import torchaudio
 
     torch.set_num_threads(1)
     feature = clip_definition()
@@ -31,12 +32,10 @@ def run() -> list[Result]:
         return [10.0 * np.log10(np.maximum(m, 1e-10)) for m in mels]
 
     baselines = {"librosa per clip": with_librosa}
-    try:
-        from torchaudio import transforms
-    except (ImportError, OSError):
-        transforms = None  # not installed, or built for another torch
-    else:
-        mel = transforms.MelSpectrogram(44_100, f_min=30.0, f_max=16_000.0, norm="slaney", mel_scale="slaney", pad_mode="constant", **MEL)
+    if library := torchaudio():
+        mel = library.transforms.MelSpectrogram(
+            44_100, f_min=30.0, f_max=16_000.0, norm="slaney", mel_scale="slaney", pad_mode="constant", **MEL
+        )
         baselines["torchaudio per clip"] = lambda: [10.0 * torch.log10(mel(torch.from_numpy(c)).clamp(min=1e-10)).numpy() for c in floats]
     expected = feature.compute(clips[:BASELINE_CLIPS])
     worst = {name: float(np.abs(expected - np.stack(work())).max()) for name, work in baselines.items()}

@@ -22,6 +22,7 @@ from beatsight_assets.errors import GateFailed, InputError
 from beatsight_assets.events import hits_with_onsets, read_events
 from beatsight_assets.features.cache import index_path, read_features
 from beatsight_assets.features.definitions import FrameDefinition
+from beatsight_assets.features.torchaudio_parts import torchaudio
 from beatsight_assets.sampling import draw, draw_probabilities
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import UNSPECIFIED, Taxonomy, View
@@ -337,11 +338,7 @@ def plan_step(augmentation: Augmentation, batch: int, n_frames: int, centres_hz:
     snr_db = a.noise_snr_db + rng.exponential(15.0, (batch, 1))
     partner = (np.arange(batch) + (rng.integers(1, batch) if batch > 1 else 0)) % batch
     mix = np.where(rng.random(batch) < a.mix_share, 10.0 ** (rng.uniform(a.mix_db, 0.0, batch) / 20.0), 0.0)
-    keep_band, keep_frame = np.ones((batch, n_bands)), np.ones((batch, n_frames))
-    for keep, longest in ((keep_band, a.mask_bands), (keep_frame, a.mask_frames)):
-        for row, size, at in zip(keep, rng.integers(0, longest + 1, batch), rng.random(batch), strict=True):
-            first = int(at * (len(row) - size))
-            row[first : first + size] = 0.0
+    keep_band, keep_frame = draw_masks(((n_bands, a.mask_bands), (n_frames, a.mask_frames)), batch, seed=seed, step=step)
     ratio = 2.0 ** (rng.uniform(-1, 1, (batch, 1)) * a.detune_semitones / 12.0)
     source = np.interp(np.log(centres_hz / ratio), np.log(centres_hz), np.arange(n_bands)) if a.detune_semitones else None
     as_f32 = np.float32
@@ -350,11 +347,34 @@ def plan_step(augmentation: Augmentation, batch: int, n_frames: int, centres_hz:
         noise=np.broadcast_to(10.0 ** (-snr_db / 20.0), (batch, n_bands)).astype(as_f32),
         mix=mix.astype(as_f32),
         partner=partner,
-        keep_band=keep_band.astype(as_f32),
-        keep_frame=keep_frame.astype(as_f32),
+        keep_band=keep_band,
+        keep_frame=keep_frame,
         is_cut=rng.random(batch) < a.cut_share,
         source_band=None if source is None else source.astype(as_f32),
     )
+
+
+def draw_masks(axes: Sequence[tuple[int, int]], batch: int, *, seed: int, step: int) -> list[NDArray[np.float32]]:
+    """One mask per row of each axis, given as (size, longest mask): 0 where masked, else 1, float32 [shape=(batch, size)].
+
+    torchaudio draws them where it can be imported; without it the same numbers are drawn here, and the masks are the same.
+    """
+    import torch
+
+    library, masks = torchaudio(), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng_for(seed, "masks", str(step)).integers(0, 2**63 - 1)))
+        for size, longest in axes:
+            if longest == 0:
+                keep = torch.ones(batch, size)
+            elif library is not None:
+                keep = library.functional.mask_along_axis_iid(torch.ones(batch, size, 1), longest + 1, 0.0, 1)[..., 0]
+            else:
+                n = torch.rand(batch) * (longest + 1)
+                first, at = (torch.rand(batch) * (size - n)).long()[:, None], torch.arange(size)
+                keep = ((at < first) | (at >= first + n.long()[:, None])).float()
+            masks.append(keep.numpy())
+    return masks
 
 
 def augment(features: torch.Tensor, plan: StepPlan) -> torch.Tensor:

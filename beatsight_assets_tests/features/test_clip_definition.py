@@ -10,6 +10,7 @@ import pytest
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.features import definitions
 from beatsight_assets.features.definitions import clip_definition, definition
+from beatsight_assets.features.torchaudio_parts import torchaudio
 
 CLIPS = clip_definition("logmel128-1")
 
@@ -94,13 +95,18 @@ def test_real_drums_agree_with_librosa(shared_data: Path) -> None:
 
 
 def test_torchaudio_agrees() -> None:
-    """The second oracle, where it can be imported, told to use Slaney's scale and norm."""
-    transforms = pytest.importorskip("torchaudio.transforms", reason="torchaudio cannot be imported here", exc_type=(ImportError, OSError))
+    """The second oracle, where it is installed, told to use Slaney's scale and norm."""
+    library = torchaudio()
+    if library is None:
+        pytest.skip("torchaudio is not installed, or its transforms cannot be imported")
     import torch
 
-    mel = transforms.MelSpectrogram(44_100, n_fft=2048, hop_length=512, f_min=30.0, f_max=16_000.0, n_mels=128, power=2.0, norm="slaney", mel_scale="slaney", pad_mode="constant")  # fmt: skip
+    mel = library.transforms.MelSpectrogram(44_100, n_fft=2048, hop_length=512, f_min=30.0, f_max=16_000.0, n_mels=128, power=2.0, norm="slaney", mel_scale="slaney", pad_mode="constant")  # fmt: skip
     clips = clips_of_every_kind()
-    assert_close(CLIPS.compute(clips), 10.0 * np.log10(np.maximum(mel(torch.from_numpy(clips)).numpy(), 1e-10)))
+    theirs = 10.0 * np.log10(np.maximum(mel(torch.from_numpy(clips)).numpy(), 1e-10))
+    error = np.abs(CLIPS.compute(clips) - theirs)
+    loudest = theirs.max(axis=(1, 2), keepdims=True)  # 105 dB under it both transforms round, each in its own way
+    assert error[theirs > np.maximum(-80.0, loudest - 105.0)].max() <= 0.05 and error.max() <= 0.5
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 8, 64])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,12 +14,14 @@ from beatsight_assets.errors import GateFailed, InputError
 from beatsight_assets.events import hits_with_onsets
 from beatsight_assets.features.cache import index_path
 from beatsight_assets.features.definitions import definition
+from beatsight_assets.features.torchaudio_parts import torchaudio
 from beatsight_assets.model.data import (
     AUGMENTATIONS,
     Frames,
     Truth,
     augment,
     cut_rows,
+    draw_masks,
     draw_windows,
     frame_targets,
     load_recordings,
@@ -202,6 +205,25 @@ def test_light_augmentation_is_that_of_the_ruling() -> None:
         plan = plan_step(AUGMENTATIONS["light"], 8, 64, FRAMES_1.centres_hz, seed=1, step=step)
         assert (plan.noise <= 10 ** (-30 / 20) + 1e-6).all()
         assert ((plan.keep_band == 0).sum(axis=1) <= 8).all() and ((plan.keep_frame == 0).sum(axis=1) <= 4).all()
+
+
+def test_masks_are_those_of_torchaudio_with_and_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ruling 17: where torchaudio cannot be imported, training draws the same masks; every length occurs, and nothing longer."""
+    axes = ((81, 8), (64, 4), (32, 0))
+    found = [draw_masks(axes, 64, seed=3, step=step) for step in range(20)]
+    monkeypatch.setitem(sys.modules, "torchaudio", None)  # as where it is not installed
+    torchaudio.cache_clear()
+    try:
+        assert torchaudio() is None
+        without = [draw_masks(axes, 64, seed=3, step=step) for step in range(20)]
+    finally:
+        torchaudio.cache_clear()
+    for some, others in zip(found, without, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
+    bands, frames, none = (np.concatenate(m) for m in zip(*found, strict=True))
+    assert set((bands == 0).sum(axis=1)) == set(range(9)) and set((frames == 0).sum(axis=1)) == set(range(5)) and none.all()
+    assert (np.abs(np.diff(bands, axis=1)).sum(axis=1) <= 2).all()  # one run per row
+    assert not np.array_equal(found[0][0], found[1][0])
 
 
 def test_recordings_come_with_features_and_truth(settings: Settings) -> None:
