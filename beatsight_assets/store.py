@@ -48,7 +48,8 @@ TMP_NAME = re.compile(r"^\..+\.([1-9]\d{0,8})\.[0-9a-f]{8}\.tmp$", re.DOTALL)
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format (bidirectional too), surrogate, line and paragraph ends
 TMP_STEM_BYTES = 200  # leaves 55 bytes for the pid, the random part and the suffix
 ERRNO_ACTIONS = {"eio": errno.EIO, "enospc": errno.ENOSPC, "edquot": errno.EDQUOT, "erofs": errno.EROFS}
-ACTIONS = ("kill", "short", *ERRNO_ACTIONS)
+SIGNAL_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+ACTIONS = ("short", *SIGNAL_ACTIONS, *ERRNO_ACTIONS)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 FAILPOINTS: set[str] = set()
 
@@ -66,10 +67,10 @@ class Receipt:
 
 
 def failpoint(name: str) -> str | None:
-    """Do nothing, unless `BEATSIGHT_FAILPOINT=name:n:kill|short|eio|enospc|edquot|erofs` names this place and this is the n-th hit.
+    """Do nothing, unless `BEATSIGHT_FAILPOINT=name:n:kill|stop|short|eio|enospc|edquot|erofs` names this place and this is the n-th hit.
 
     The name is a pattern: `*` is any place, `publish.*` any step of a publish. A point that strikes says so on stderr (`failpoint <name> <action>`).
-    Returns "short" when the caller should write less than it was given.
+    A stopped process goes on when it is continued. Returns "short" when the caller should write less than it was given.
 
     Raises
     ------
@@ -95,8 +96,8 @@ def failpoint(name: str) -> str | None:
     if hit != int(number):
         return None
     os.write(2, f"failpoint {name} {action}\n".encode())
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if action in SIGNAL_ACTIONS:
+        os.kill(os.getpid(), SIGNAL_ACTIONS[action])
     if action in ERRNO_ACTIONS:
         raise OSError(ERRNO_ACTIONS[action], os.strerror(ERRNO_ACTIONS[action]), name)
     return action

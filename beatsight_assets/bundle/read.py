@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -47,10 +48,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A sealed bundle."""
+    """A sealed bundle. What is read through it is of the version that was opened, or InputError `bundle-changed` is raised."""
 
     plan: Plan
     marker: Mapping[str, Any]  # BUNDLE.json
+    identity: tuple[int, int] | None  # of BUNDLE.json: its content alone would not tell a bundle that was replaced and put back
 
     @property
     def folder(self) -> Path:
@@ -75,11 +77,13 @@ class Bundle:
     @property
     def components(self) -> list[str]:
         """Classes in index order."""
-        return list(store.read_json(self.folder / "components.json")["components"])
+        with self._one_version():
+            return list(store.read_json(self.folder / "components.json")["components"])
 
     @property
     def metadata(self) -> dict[str, Any]:
-        found: dict[str, Any] = store.read_json(self.folder / "metadata.json")
+        with self._one_version():
+            found: dict[str, Any] = store.read_json(self.folder / "metadata.json")
         return found
 
     def shard_table(self, shard: int) -> pl.LazyFrame:
@@ -91,16 +95,18 @@ class Bundle:
         parts = [self.shard_table(s) for s in range(self.plan.n_shards)]
         if split is not None:
             parts = [p.filter(pl.col("split") == split) for p in parts]
-        return pl.concat([p if columns is None else p.select(columns) for p in parts]).collect()
+        with self._one_version():
+            return pl.concat([p if columns is None else p.select(columns) for p in parts]).collect()
 
     def parts(self, split: str | None = None, *, shard: int | None = None) -> list[Part]:
         """Parts in order, or those of one split or shard; none in layout `wav`."""
         found = []
-        for number in range(self.plan.n_shards) if shard is None else (shard,):
-            folder = self.plan.shard_folder(number)
-            for f in store.read_json(folder / "SHARD.json")["files"]:
-                if f["name"].endswith(".pcm"):
-                    found.append(Part(number, f["name"], folder / f["name"], f["sha256"], f["clips"], f["bytes"]))
+        with self._one_version():
+            for number in range(self.plan.n_shards) if shard is None else (shard,):
+                folder = self.plan.shard_folder(number)
+                for f in store.read_json(folder / "SHARD.json")["files"]:
+                    if f["name"].endswith(".pcm"):
+                        found.append(Part(number, f["name"], folder / f["name"], f["sha256"], f["clips"], f["bytes"]))
         return [p for p in found if split is None or p.split == split]
 
     def clips(self, split: str | None = None) -> Iterator[tuple[dict[str, Any], NDArray[np.int16]]]:
@@ -113,15 +119,16 @@ class Bundle:
         InputError `bad-bundle` : a part or file is shorter than its clips; `bundle-changed` : it was replaced or repaired while it was read
         """
         opened = []
-        try:
-            for shard in range(self.plan.n_shards):
-                folder = self.plan.shard_folder(shard)
-                parts = {p.name: np.memmap(p.path, dtype="<i2", mode="r") for p in self.parts(shard=shard)}
-                opened.append((folder, np.memmap(folder / "clips.parquet", dtype=np.uint8, mode="r"), parts))
-        except (OSError, InputError, ValueError) as error:
-            self.require_unchanged()
-            raise InputError(f"cannot be read: {error}. {self._again}", code="bad-bundle", where=f"bundles/{self.folder.name}") from error
-        self.require_unchanged()
+        with self._one_version():
+            try:
+                for shard in range(self.plan.n_shards):
+                    folder = self.plan.shard_folder(shard)
+                    parts = {p.name: np.memmap(p.path, dtype="<i2", mode="r") for p in self.parts(shard=shard)}
+                    opened.append((folder, np.memmap(folder / "clips.parquet", dtype=np.uint8, mode="r"), parts))
+            except (OSError, InputError, ValueError) as error:
+                raise InputError(
+                    f"cannot be read: {error}. {self._again}", code="bad-bundle", where=f"bundles/{self.folder.name}"
+                ) from error
         for folder, table, mapped in opened:
             rows = pl.read_parquet(io.BytesIO(table.tobytes()))
             for row in rows.iter_rows(named=True) if split is None else rows.filter(pl.col("split") == split).iter_rows(named=True):
@@ -156,10 +163,20 @@ class Bundle:
         ------
         InputError `bundle-changed`
         """
-        if read_signed(self.folder / "BUNDLE.json") != self.marker:
+        if _identity(self.folder / "BUNDLE.json") != self.identity:
             raise InputError(
                 "was replaced or repaired while it was read. Open it again", code="bundle-changed", where=f"bundles/{self.folder.name}"
             )
+
+    @contextmanager
+    def _one_version(self) -> Iterator[None]:
+        """What is read in this block is of the bundle as it was opened; what fails because that is gone says so."""
+        try:
+            yield
+        except Exception:
+            self.require_unchanged()
+            raise
+        self.require_unchanged()
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -180,10 +197,10 @@ def open_bundle(folder: Path) -> Bundle:
             plan = read_plan(folder)
         except InputError:
             plan = None  # damaged, or gone since it was seen
-        if marker is not None and plan is not None and marker.get("plan_sha256") == plan.sha256:
-            return Bundle(plan, marker)
         if _identity(folder / "BUNDLE.json") != before:
             continue  # a writer swapped the bundle between the two files
+        if marker is not None and plan is not None and marker.get("plan_sha256") == plan.sha256:
+            return Bundle(plan, marker, before)
         if before is None:
             raise BundleIncomplete(f"bundle {folder.name} is not finished. {again}", code="bundle-incomplete", where=where)
         what = "BUNDLE.json" if marker is None else "plan.json"
