@@ -40,6 +40,7 @@ HASH_THREADS = 2  # two already outrun a cold disk (design/performance.md, P11)
 QUERY_ROWS = 500  # values of one SQL statement
 ROW_GROUP_ROWS = 250_000  # design/performance.md: what one read takes into memory
 BLOCK_BYTES = 1 << 20  # 1 MiB: large enough that hashing, not call overhead, sets the pace
+BULK_BYTES = 1 << 24  # of a bulk file: synced and dropped from the cache together
 SPARE_SPACE_RATIO = 1.1  # design/reliability.md section 2, step 2
 MAX_NAME_BYTES = 255  # what ext4, xfs and apfs allow for one path component
 MAX_PATH_BYTES = 4095  # PATH_MAX of Linux without its closing NUL
@@ -265,8 +266,10 @@ def read_json(path: Path) -> Any:
 class _HashingFile(io.RawIOBase):
     """File object that hashes while writing, so content is read once."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, is_bulk: bool = False) -> None:
         self._fd = fd
+        self._is_bulk = is_bulk
+        self._n_synced = 0
         self.digest = hashlib.sha256()
         self.n_bytes = 0
         self.failure: OSError | None = None  # what the disk said, whatever a writer between makes of it
@@ -286,6 +289,10 @@ class _HashingFile(io.RawIOBase):
             written = 0
             while written < len(due):
                 written += os.write(self._fd, due[written : written + BLOCK_BYTES])
+            if self._is_bulk and self.n_bytes + written - self._n_synced >= BULK_BYTES:
+                os.fdatasync(self._fd)
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                self._n_synced = self.n_bytes + written
         except OSError as error:
             self.failure = error
             raise
@@ -322,6 +329,7 @@ class Store:
         *,
         expect_bytes: int | None = None,
         estimate_bytes: int | None = None,
+        is_bulk: bool = False,
     ) -> Receipt:
         """Give `target` new content so that readers see the old or the new version, whole, whatever happens meanwhile.
 
@@ -330,6 +338,8 @@ class Store:
         write : the content, or a function that writes it to the file object it is given
         expect_bytes : size it must have; for `bytes` it is known
         estimate_bytes : size it will have or less; free space is checked before work starts
+        is_bulk : much is written and not read soon: its pages leave the cache as they reach the disk. Fresh pages for each cost seven times
+            the writing itself, and would push out what others read
 
         Raises
         ------
@@ -351,7 +361,7 @@ class Store:
             failpoint("publish.open")
             fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                out = _HashingFile(fd)
+                out = _HashingFile(fd, is_bulk=is_bulk)
                 if isinstance(content, bytes):
                     half = len(content) // 2
                     out.write(content[:half])

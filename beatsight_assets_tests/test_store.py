@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -186,6 +187,22 @@ def test_a_function_writes_in_blocks_and_any_buffer(keep: Store, data_root: Path
     stored = (data_root / "f.bin").read_bytes()
     assert stored == b"abcd" + b"x" * 3_000_000 + b"\1\0\2\0"
     assert receipt.sha256 == sha256(stored).hexdigest() == keep.sha256(data_root / "f.bin", fresh=True)
+
+
+def test_a_bulk_file_is_stored_whole(keep: Store, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose pages leave the cache while it is written holds the same bytes, and a disk that refuses on the way changes nothing."""
+    pieces = [bytes([n]) * (store.BULK_BYTES // 2) for n in range(5)]
+    receipt = keep.publish(data_root / "f.pcm", lambda out: [out.write(p) for p in pieces], is_bulk=True)
+    assert (data_root / "f.pcm").read_bytes() == b"".join(pieces) and receipt.sha256 == sha256(b"".join(pieces)).hexdigest()
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    with pytest.raises(StoreError) as caught:
+        keep.publish(data_root / "f.pcm", lambda out: [out.write(p) for p in pieces[:2]], is_bulk=True)
+    assert caught.value.code == "no-space" and receipt.sha256 == store.hash_file(data_root / "f.pcm")
+    assert [p.name for p in data_root.iterdir() if p.is_file()] == ["f.pcm"]
 
 
 def test_an_exception_of_the_writer_changes_nothing(keep: Store, data_root: Path) -> None:

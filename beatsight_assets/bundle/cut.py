@@ -24,6 +24,7 @@ from beatsight_assets.units import Decibels
 
 WHOLE_CLIPS_PER_S = 1.8  # design/performance.md: with more clips than this per second of audio, decoding all of it is cheaper than seeking
 CHUNK_CLIPS = 32  # clips gathered at once: 0.8 MB, which stays in the cache of a core
+BLOCK_FRAMES = 1 << 15  # folded at once: 256 kB per line of float64, which stays in the cache
 GAP_S = 1.0  # clips farther apart are gathered apart
 LONG_SAMPLES = 1 << 25  # 64 MB of int16 (12 minutes at 44.1 kHz): longer recordings are not held whole
 STEP_BACK_SAMPLES = 1 << 19  # clips with longer pre-rolls begin before their predecessor; 10 s are the longest, at 48 kHz
@@ -124,7 +125,13 @@ class _Mapped:
         return len(self.frames)
 
     def window(self, start: int, stop: int) -> Int16:
-        return _rounded(self.fold(self.frames[start:stop]), 1.0)[0]
+        if self.frames.shape[1] == 1:
+            return _rounded(self.fold(self.frames[start:stop]), 1.0)[0]
+        mono = np.empty(stop - start, np.int16)
+        for low in range(start, stop, BLOCK_FRAMES):
+            block = self.frames[low : min(low + BLOCK_FRAMES, stop)]
+            mono[low - start : low - start + len(block)] = _rounded(self.fold(block), 1.0)[0]
+        return mono
 
     def over(self, start: int, stop: int) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)

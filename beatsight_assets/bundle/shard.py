@@ -295,7 +295,7 @@ def _write_parts(feed: _Feed, split: str, plan: Plan, folder: Path, files: Store
                 offset += n * length
                 out.write(memoryview(np.ascontiguousarray(piece.chunk.samples, dtype="<i2").data))
 
-        receipt = files.publish(folder / name, write)
+        receipt = files.publish(folder / name, write, is_bulk=True)
         written.append({"name": name, "sha256": receipt.sha256, "bytes": receipt.n_bytes, "clips": len(made.digests) - before})
     return written
 

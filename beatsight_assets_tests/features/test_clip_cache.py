@@ -188,6 +188,18 @@ def test_narrow_forms_are_within_their_stated_errors() -> None:
     assert np.array_equal(cache.decode(cache.encode(values, "float32")), values)
 
 
+def test_halves_are_rounded_and_judged_as_numpy_does() -> None:
+    """float16 by the fast ways: the nearest with ties to even, and of all 65,536 values those are sound that are finite and not below -100 dB."""
+    feature = clip_definition()
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = np.sort(halves[np.isfinite(halves)]).astype(np.float32)
+    between = np.concatenate([finite, (finite[1:] + finite[:-1]) / 2, np.nextafter((finite[1:] + finite[:-1]) / 2, np.float32(np.inf))])
+    assert np.array_equal(cache.encode(between, "float16").view(np.uint16), between.astype(np.float16).view(np.uint16))
+    sound = np.array([cache.are_sound(feature, halves[i : i + 1]) for i in range(len(halves))])
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(sound, np.isfinite(halves) & (halves >= -100.0))
+
+
 @pytest.mark.parametrize(("wide", "narrow"), [("float32", "float16"), ("float32", "uint8"), ("float16", "uint8")])
 def test_converting_gives_the_bytes_of_computing(bundled: Settings, wide: str, narrow: str) -> None:
     """A narrower form made from a cached wider one equals the one computed from the samples; the wider one stays as it was."""
