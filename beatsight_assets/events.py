@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from hashlib import sha1
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import numpy as np
 import polars as pl
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from beatsight_assets.errors import InputError
 from beatsight_assets.store import is_plain_path, printable
 from beatsight_assets.taxonomy import DRUM_MIX, HIHATS_WITH_OPENNESS, STRIKES, Taxonomy, Voice
+from beatsight_assets.uuids import numbered_uuid5
 
 VERSION = "1"
 SCHEMA_NAME = "beatsight.events/1"
@@ -217,7 +217,11 @@ def event_id(source_set: str, session_id: str, onset_us: int) -> str:
     >>> event_id("groove_mididataset", "drummer1/eval_session/1_funk-groove1_138_beat_4-4.mid", 2717)
     'd0c7e851-d761-5167-899e-d93dfcb1fb69'
     """
-    return str(uuid5(uuid5(NAMESPACE_URL, f"urn:beatsight:source:{source_set}"), f"{session_id}:{onset_us}"))
+    return str(uuid5(_namespace(source_set), f"{session_id}:{onset_us}"))
+
+
+def _namespace(source_set: str) -> UUID:
+    return uuid5(NAMESPACE_URL, f"urn:beatsight:source:{source_set}")
 
 
 def anchors(session: NDArray[np.int64], onset_us: NDArray[np.int64], window_us: int = MERGE_WINDOW_US) -> NDArray[np.bool_]:
@@ -399,22 +403,8 @@ def _known(values: NDArray[np.integer[Any]]) -> pl.Series:
 
 
 def _event_ids(source_set: str, sessions: Sequence[str], session: NDArray[np.int64], onset_us: NDArray[np.int64]) -> pl.Series:
-    """uuid5 per event as text: the hash state of each session's prefix is computed once, the hyphens are laid out in columns."""
-    namespace = uuid5(NAMESPACE_URL, f"urn:beatsight:source:{source_set}").bytes
-    prefixes = [sha1(namespace + f"{s}:".encode(), usedforsecurity=False) for s in sessions]
-    digests = bytearray()
-    for s, onset in zip(session.tolist(), onset_us.tolist(), strict=True):
-        state = prefixes[s].copy()
-        state.update(b"%d" % onset)
-        digests += state.digest()[:16]
-    raw = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16).copy()
-    raw[:, 6] = (raw[:, 6] & 0x0F) | 0x50  # version 5, RFC 4122
-    raw[:, 8] = (raw[:, 8] & 0x3F) | 0x80  # variant
-    digits = np.frombuffer(raw.tobytes().hex().encode(), dtype=np.uint8).reshape(-1, 32)
-    text = np.full((len(raw), 36), ord("-"), dtype=np.uint8)
-    for start, end, at in ((0, 8, 0), (8, 12, 9), (12, 16, 14), (16, 20, 19), (20, 32, 24)):
-        text[:, at : at + end - start] = digits[:, start:end]
-    return pl.Series(text.view("S36").ravel()).cast(pl.String)  # a tenth of the time of slicing the text
+    """`event_id` of many events: `session` counts into `sessions`."""
+    return numbered_uuid5(_namespace(source_set).bytes, [f"{s}:" for s in sessions], session, onset_us)
 
 
 def _techniques(

@@ -23,7 +23,7 @@ PACKAGE = "beatsight_assets"
 FLOORS = (
     ("errors", "units", "clock"),
     ("safejson", "store", "workers", "safeyaml", "settings", "taxonomy"),
-    ("events", "midi", "audio", "bsm", "tracking", "verdict", "stages", "testing"),
+    ("uuids", "events", "midi", "audio", "bsm", "tracking", "verdict", "stages", "testing"),
     ("sources", "render"),
     ("manifest", "bundle", "interchange", "features", "sampling", "health", "readiness"),
     ("model", "transcribe", "checklist"),
