@@ -120,11 +120,6 @@ def transcribe_audio(model: Model, samples: NDArray[np.float32], rate_hz: int, *
     return transcribe_features(model, model.definition.compute(samples), lowest=lowest)
 
 
-def frame_scores(model: Model, features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Calibrated probability of every class in every frame, float32 [shape=(n_frames, n_classes)]."""
-    return to_probabilities(apply_network(model.network, features.astype(np.float32)).onset, model.temperature)
-
-
 def scores_around(
     values: NDArray[np.float32],
     onset_s: NDArray[np.float64],

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, GateFailed
 from beatsight_assets.features.cache import index_path
 from beatsight_assets.model.checkpoint import Model, load_model
@@ -469,9 +468,3 @@ def _view(taxonomy: Taxonomy, model: Model) -> View:
 
 def _shown(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def read_evaluation(settings: Settings, run: str, split: str = "test") -> dict[str, Any]:
-    """evaluation.json of a run."""
-    found: dict[str, Any] = store.read_json(settings.layout.run_dir(run) / "evaluation" / split / "evaluation.json")
-    return found

@@ -34,7 +34,6 @@ SOURCE = Source(
     options=("group_prefix",),
 )
 NOTE_MAP = "beatsight"
-OUT_OF_SCOPE_FOLDERS = ("openset",)  # sounds that are no drums: input of the open-set gate, not of the manifest
 
 
 def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejected]:

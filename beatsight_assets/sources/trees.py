@@ -73,11 +73,6 @@ class Tree:
         lines = sorted(f"{rel}\0{s.n_bytes}\0{s.mtime_ns}" for rel, s in self.files.items())
         return blake2b("\n".join(lines).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
-    @property
-    def newest_mtime_s(self) -> float:
-        """Time of the last change of any file; 0 for an empty tree."""
-        return max((s.mtime_ns for s in self.files.values()), default=0) / 1e9
-
     def candidates(self, suffixes: Sequence[str]) -> tuple[list[str], list[Rejected]]:
         """Files with one of the suffixes (any case), sorted by path bytes; links out of the root and unreadable names are refused.
 
