@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import numpy as np
@@ -206,9 +206,11 @@ def openness_from_pedal(cc4: NDArray[np.integer[Any]], *, closed_at: int = CLOSE
 
 def bucket_ids(velocity: NDArray[np.float32]) -> NDArray[np.int64]:
     """Index into `BUCKETS` for velocities 0..1; NaN is `unknown`."""
-    limits = np.array([limit + LIMIT_SLACK for _, limit in BUCKET_LIMITS[:3]])
-    found = np.searchsorted(limits, velocity.astype(np.float64), side="left")
-    return np.where(np.isnan(velocity), 4, found).astype(np.int64)
+    exact = velocity.astype(np.float64)
+    found = np.zeros(len(velocity), dtype=np.int64)
+    for _, limit in BUCKET_LIMITS[:3]:
+        found += exact > limit + LIMIT_SLACK
+    return np.where(np.isnan(velocity), 4, found)
 
 
 def event_id(source_set: str, session_id: str, onset_us: int) -> str:
@@ -269,32 +271,26 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
     openness = _join(batch, lambda h: h.openness, np.float32, np.nan)
     raw = _join(batch, lambda h: h.openness_raw, np.int32, -1)
 
-    voices: dict[Voice, int] = {}
-    local = [np.array([voices.setdefault(v, len(voices)) for v in h.voices], dtype=np.int64) for _, h in batch]
-    voice = np.concatenate([t[h.voice] for t, (_, h) in zip(local, batch, strict=True)] or [np.empty(0, np.int64)])
-    table = list(voices)
+    voice, table = _coded([h.voices for _, h in batch], [h.voice for _, h in batch])
     labels = sorted({v.label for v in table}, key=lambda x: (taxonomy.order.get(x, len(taxonomy.order)), x))
     variants: list[str | None] = sorted({v.variant for v in table}, key=lambda x: (x is not None, x or ""))
-    label_of = np.array([labels.index(v.label) for v in table] or [0], dtype=np.int64)
-    variant_of = np.array([variants.index(v.variant) for v in table] or [0], dtype=np.int64)
+    place_of = np.array([labels.index(v.label) * (len(variants) + 1) + variants.index(v.variant) for v in table] or [0], dtype=np.int64)
+    place = place_of[voice]
 
-    def place(index: NDArray[np.int64]) -> NDArray[np.int64]:
-        return label_of[voice[index]] * (len(variants) + 1) + variant_of[voice[index]]
-
-    every = np.arange(len(onset), dtype=np.int64)
-    by_time = np.lexsort((place(every), onset, session))
+    by_time = _order_by_time(session, onset, place)
     opens = anchors(session[by_time], onset[by_time])
     event = np.cumsum(opens) - 1
-    # Doubles: within (event, label, variant) the loudest stays, on a tie the earlier; unknown velocity is the quietest.
-    loud = np.nan_to_num(velocity[by_time], nan=-1.0)
-    order = np.lexsort((np.arange(len(event)), -loud, place(by_time), event))
-    kept_event, kept = event[order], by_time[order]
-    key = place(kept)
-    first = np.ones(len(kept), dtype=bool)
-    first[1:] = (kept_event[1:] != kept_event[:-1]) | (key[1:] != key[:-1])
     n_events = int(opens.sum())
-    n_in_event = np.bincount(kept_event, minlength=n_events)
-    kept_event, kept = kept_event[first], kept[first]
+    n_in_event = np.bincount(event, minlength=n_events)
+    # Doubles: within (event, label, variant) the loudest stays, on a tie the earlier; unknown velocity is the quietest.
+    kept = by_time.copy()
+    shared = np.flatnonzero((n_in_event > 1)[event])  # most events have one hit
+    rivals = by_time[shared]
+    kept[shared] = rivals[np.lexsort((-np.nan_to_num(velocity[rivals], nan=-1.0), place[rivals], event[shared]))]
+    key = place[kept]
+    first = np.ones(len(kept), dtype=bool)
+    first[1:] = opens[1:] | (key[1:] != key[:-1])
+    kept_event, kept = event[first], kept[first]
     n_kept = np.bincount(kept_event, minlength=n_events)
     collapsed = n_in_event - n_kept
     at = by_time[opens]  # the anchor hit of each event
@@ -323,18 +319,17 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
             "instrument_variant": _gathered([v.variant for v in table], kept_voice),
         }
     )
-    components = hits.select(event=pl.Series(kept_event), hit=pl.struct(pl.all())).group_by("event", maintain_order=True).agg("hit")["hit"]
+    components = (
+        hits.select(event=pl.Series(kept_event).set_sorted(), hit=pl.struct(pl.all()))
+        .group_by("event", maintain_order=True)
+        .agg("hit")["hit"]
+    )
 
     def per_event(pick: Any, dtype: Any, missing: Any) -> NDArray[Any]:
         return _join(batch, pick, dtype, missing)[at]
 
-    meters: dict[str, int] = {}
-    meter_of = [np.array([meters.setdefault(m, len(meters)) for m in h.meters] + [-1], dtype=np.int64) for _, h in batch]
-    meter = (
-        np.concatenate([t[h.meter] if h.meter is not None else np.full(len(h), -1) for t, (_, h) in zip(meter_of, batch, strict=True)])[at]
-        if len(onset)
-        else np.empty(0, np.int64)
-    )
+    meter, meters = _coded([h.meters for _, h in batch], [np.full(len(h), -1) if h.meter is None else h.meter for _, h in batch])
+    meter = meter[at]
     tempo = per_event(lambda h: h.tempo_bpm, np.float64, np.nan)
     bar = per_event(lambda h: h.bar, np.int32, -1)
     beat = per_event(lambda h: h.beat, np.int32, -1)
@@ -391,8 +386,38 @@ def _join(batch: Sequence[tuple[Session, Hits]], pick: Any, dtype: Any, missing:
     return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
+Named = TypeVar("Named")
+
+
+def _coded(names: Sequence[tuple[Named, ...]], codes: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], list[Named]]:
+    """Codes that count into a tuple of names of their own, joined to count into one list of all names; -1 stays -1."""
+    found: dict[Named, int] = {}
+    tables: dict[int, NDArray[np.int64]] = {}  # by identity: the sessions of a dataset share a tuple
+    parts = []
+    for own, code in zip(names, codes, strict=True):
+        if id(own) not in tables:
+            tables[id(own)] = np.array([*(found.setdefault(name, len(found)) for name in own), -1], dtype=np.int64)
+        parts.append(tables[id(own)].take(code))
+    return np.concatenate(parts) if parts else np.empty(0, np.int64), list(found)
+
+
+def _order_by_time(session: NDArray[np.int64], onset_us: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Order by (session, onset, place), equal ones as they come; `session` ascends. Most sessions bring their hits in order."""
+    order = np.arange(len(session), dtype=np.int64)
+    if ((np.diff(onset_us) < 0) & (session[1:] == session[:-1])).any():
+        order = np.lexsort((onset_us, session))
+    at = onset_us[order]
+    is_tied = (at[1:] == at[:-1]) & (session[1:] == session[:-1])
+    tied = np.flatnonzero(np.append(is_tied, False) | np.append(False, is_tied)) if len(at) else order
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((place[rows], onset_us[rows], session[rows]))]
+    return order
+
+
 def _gathered(values: Sequence[str | None], index: NDArray[np.int64]) -> pl.Series:
     """Repeated strings without a Python object per row."""
+    if len(set(values)) == 1:
+        return pl.Series(values[:1], dtype=pl.String).new_from_index(0, len(index))
     return pl.Series(list(values), dtype=pl.String).gather(index)
 
 
@@ -444,33 +469,53 @@ def _extras(
     collapsed: NDArray[np.int64],
 ) -> pl.Series:
     """JSON per event, keys sorted; most events share the text of their session."""
-    told = [_session_extras(s) for s, _ in batch]
+    parts = [_session_extras(s) for s, _ in batch]
     spread = np.zeros(len(collapsed), dtype=bool)
     if len(delta_us):
         spread = np.add.reduceat(delta_us != 0, offsets[:-1]) > 0
+    n_hits = np.diff(offsets)
+    deltas = pl.DataFrame({"event": pl.Series(np.repeat(np.arange(len(collapsed)), n_hits)).set_sorted(), "us": delta_us}).filter(
+        np.repeat(spread, n_hits)
+    )
+    lists = deltas.group_by("event", maintain_order=True).agg("us")["us"].cast(pl.List(pl.String)).list.join(",")
     special = np.flatnonzero(spread | (collapsed > 0))
-    values = [f"{{{text}}}" for text in told]
-    deltas, bounds = delta_us.tolist(), offsets.tolist()
-    for e, s, n, is_spread in zip(
-        special.tolist(), event_session[special].tolist(), collapsed[special].tolist(), spread[special].tolist(), strict=True
-    ):
-        if batch[s][0].extras:
-            own = {"collapsed_hits": n} if n else {}
-            own |= {"offsets_us": deltas[bounds[e] : bounds[e + 1]]} if is_spread else {}
-            values.append(json.dumps(json.loads(f"{{{told[s]}}}") | own, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
-            continue
-        front = f'"collapsed_hits":{n},' if n else ""
-        back = f',"offsets_us":[{",".join(map(str, deltas[bounds[e] : bounds[e + 1]]))}]' if is_spread else ""
-        values.append(f"{{{front}{told[s]}{back}}}")
+    before, between, behind = (_gathered([p[i] for p in parts], event_session[special]) for i in range(3))
+    own = pl.DataFrame(
+        {
+            "before": before,
+            "collapsed": _known(np.where(collapsed > 0, collapsed, -1)[special]).cast(pl.String),
+            "between": between,
+            "us": lists.gather(_known(np.where(spread, np.cumsum(spread) - 1, -1)[special])),
+            "behind": behind,
+        }
+    )
+    told = pl.concat_str(
+        "before",
+        pl.lit('"collapsed_hits":') + pl.col("collapsed"),
+        "between",
+        pl.format('"offsets_us":[{}]', "us"),
+        "behind",
+        separator=",",
+        ignore_nulls=True,
+    )
+    made = own.select("{" + told + "}").to_series()
+    shared = pl.Series([f"{{{','.join(filter(None, p))}}}" for p in parts], dtype=pl.String)
     index = event_session.copy()
-    index[special] = len(told) + np.arange(len(special))
-    return _gathered(values, index)
+    index[special] = len(parts) + np.arange(len(special))
+    return pl.concat([shared, made]).gather(index)
 
 
-def _session_extras(session: Session) -> str:
-    """Members of the JSON object that every event of a session has, keys sorted, without braces."""
+def _session_extras(session: Session) -> tuple[str | None, str | None, str | None]:
+    """Members of the JSON object that every event of a session has: before `collapsed_hits` in the order of keys, up to `offsets_us`, behind it."""
     known = {"confidence": session.confidence, "label_source": session.label_source, **session.extras}
-    return json.dumps(known, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)[1:-1]
+    found: list[dict[str, Any]] = [{}, {}, {}]
+    for key in sorted(known):
+        found[(key > "collapsed_hits") + (key > "offsets_us")][key] = known[key]
+    before, between, behind = (_EXTRAS_SHOWN.encode(members)[1:-1] if members else None for members in found)
+    return before, between, behind
+
+
+_EXTRAS_SHOWN = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 # ---- reading, writing, checking ----------------------------------------------------------------------------------------------

@@ -290,3 +290,17 @@ def test_a_repeated_row_is_a_broken_rule() -> None:
     frame = frame_of(("kick", 0, 0.5), ("snare", 50_000, 0.5))
     counts, _ = events.find_violations(pl.concat([frame, frame.head(1)]), TAXONOMY)
     assert {k: n for k, n in counts.items() if n} == {"event_ids_unique": 2}
+
+
+def test_extras_of_a_session_stand_in_the_order_of_keys() -> None:
+    """Members of the session before, between and behind the two that an event can have of its own."""
+    own = {"channel": 3, "layer": "ä", "zone": [1]}
+    sessions = [(Session(name, "g", extras=extras), hits([("kick", 0, 0.5), ("snare", 2_000, 0.5), ("kick", 3_000, 0.4), ("kick", 50_000, 1.0)]))
+                for name, extras in (("a", own), ("b", {}), ("c", {"channel": 1}))]  # fmt: skip
+    texts = assemble("x", sessions, TAXONOMY).frame["extras"].to_list()
+    assert texts[:2] == [
+        '{"channel":3,"collapsed_hits":1,"confidence":1.0,"label_source":"midi","layer":"ä","offsets_us":[0,2000],"zone":[1]}',
+        '{"channel":3,"confidence":1.0,"label_source":"midi","layer":"ä","zone":[1]}',
+    ]
+    assert texts[2] == '{"collapsed_hits":1,"confidence":1.0,"label_source":"midi","offsets_us":[0,2000]}'
+    assert texts[5] == '{"channel":1,"confidence":1.0,"label_source":"midi"}'
