@@ -216,6 +216,8 @@ def test_golden_csv(takes: Takes, shared_data: Path) -> None:
     assert sum(f["duration_seconds"] for f in facts) == pytest.approx(27_336.353, abs=5e-4)
     assert sum(r.session.audio_path is None for r, _ in takes) == 3
     assert len({r.session.group_id for r, _ in takes}) == 992
+    table = groove.read_csv(shared_data / "groove_midi/info.csv", required=groove.COLUMNS)
+    assert Counter(r["drummer"] for r in table if not r["audio_filename"]) == {"drummer2": 18, "drummer8": 42}
 
 
 @pytest.mark.data
@@ -245,6 +247,12 @@ def test_golden_events(assembled: events.Assembled) -> None:
     buckets = events.hits_of(frame)["dynamic_bucket"].value_counts()
     assert dict(buckets.iter_rows()) == {"ghost": 30_279, "light": 82_489, "medium": 68_631, "accent": 46_889}
     assert frame["event_id"].n_unique() == frame.height
+    together = frame.select(labels=pl.col("components").list.eval(pl.element().struct.field("label")))
+
+    def n_with(*labels: str) -> int:
+        return together.filter(pl.sum_horizontal(pl.col("labels").list.contains(name) for name in labels) > 1).height
+
+    assert (n_with("hihat_closed", "hihat_open"), n_with("snare", "rimshot", "cross_stick"), n_with("ride_bow", "ride_bell")) == (0, 12, 2)
     stated = frame["techniques"].explode(empty_as_null=False, keep_nulls=False).value_counts()
     assert dict(stated.iter_rows()) == {"cymbal_choke": 6}
 
@@ -259,16 +267,26 @@ def test_golden_hits_before_collapsing(takes: Takes) -> None:
 
 
 @pytest.mark.data
-def test_golden_repeated_notes(takes: Takes, shared_data: Path) -> None:
-    """Equal notes at one tick, and less than 20 ms apart."""
+def test_golden_notes(takes: Takes, shared_data: Path) -> None:
+    """Note-ons of each of the 22 pads (events.md section 7), equal notes at one tick and less than 20 ms apart, the 12 messages of 6 chokes."""
     n_same = n_near = 0
+    pads: Counter[int] = Counter()
+    chokes: Counter[str] = Counter()
     for recording, _ in takes:
-        notes = midi.read_midi((shared_data / "groove_midi" / recording.timeline).read_bytes()).notes
+        file = midi.read_midi((shared_data / "groove_midi" / recording.timeline).read_bytes())
+        notes = file.notes
+        pads.update(notes.note.tolist())
+        chokes.update([recording.timeline] * int((file.aftertouch.value > 0).sum()))
         order = np.lexsort((notes.tick, notes.note))
         repeats = np.diff(notes.note[order]) == 0
         n_same += int((repeats & (np.diff(notes.tick[order]) == 0)).sum())
         n_near += int((repeats & (np.diff(notes.onset_us[order]) < 20_000)).sum())
     assert (n_same, n_near) == (19, 652)
+    assert pads == {
+        36: 41_311, 38: 48_340, 40: 9_859, 37: 4_168, 42: 21_460, 22: 13_721, 46: 3_406, 26: 4_513, 44: 24_876, 51: 28_075, 59: 1_647,
+        53: 2_272, 49: 193, 55: 1_571, 57: 1_736, 52: 878, 48: 9_620, 50: 653, 45: 1_540, 47: 221, 43: 8_164, 58: 233,
+    }  # fmt: skip
+    assert (len(chokes), chokes.total()) == (3, 12)
 
 
 @pytest.mark.data
@@ -289,6 +307,7 @@ def test_golden_openness(takes: Takes) -> None:
     assert [closed.mean(), (closed == 0).mean(), opened.mean(), (opened == 0).mean()] == pytest.approx(
         [0.0210, 0.9427, 0.5775, 0.0944], abs=1e-3
     )
+    assert ((opened == 0).sum(), (closed > 0.35).sum()) == (608, 858), "labels stand, the pedal disagrees"
     closed, opened = openness(td30, "hihat_closed"), openness(td30, "hihat_open")
     assert (len(closed), len(opened)) == (515, 947)
     assert (np.median(closed), np.median(opened)) == pytest.approx((0.2, 1.0), abs=1e-3)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from beatsight_assets import audio
+from beatsight_assets import audio, store
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.sources import ingest, module_options
@@ -149,6 +149,9 @@ def labels(frame: pl.DataFrame, kit: str) -> dict[str, int]:
 def test_the_real_kits(shared_data: Path, data_root: Path) -> None:
     """Counts of AVL, MRK-2 and TR-505, AVL's pieces, layers, chokes, velocities and lead-in (spec/sources.md section 13)."""
     report, frame = read_real(data_root, shared_data / "oneshots")
+    told = pl.read_parquet(data_root / "provenance/one_shots.parquet").filter(pl.col("session_id").str.starts_with("avl"))
+    seconds = told["facts"].str.json_path_match("$.duration_seconds").cast(pl.Float64)
+    assert (told.height, seconds.min(), seconds.max()) == (226, pytest.approx(0.192, abs=5e-4), pytest.approx(12.005, abs=5e-4))
     assert report.facts["codes"] == {} and report.figures["candidates"] == 226 + 5 + 10 + 16
     assert labels(frame, "avl-drumkits-1.1") == {
         "kick": 10, "snare": 30, "cross_stick": 10, "hihat_closed": 5, "hihat_open": 10, "hihat_pedal": 5, "ride_bow": 12, "ride_bell": 10,
@@ -186,3 +189,51 @@ def test_the_real_multi_microphone_kit(shared_data: Path, data_root: Path) -> No
     }  # fmt: skip
     assert (report.figures["candidates"], report.figures["used"], report.figures["out_of_scope"]) == (280, 175, 105)
     assert frame["group_id"].n_unique() == 15 and report.facts["codes"] == {}
+
+
+CLOSE = {"HihatClosed": "Hihat", "KdrumL": "KdrumL", "Snare": "Snare_top", "Tom1": "Tom1", "Tom4": "Tom4"}
+
+
+def arrival_ms(clip: audio.AudioClip) -> float:
+    """When a recording first reaches a tenth of its peak."""
+    level = np.abs(clip.samples)
+    return float(np.argmax(level >= 0.1 * level.max())) / RATE_HZ * 1e3
+
+
+@pytest.mark.data
+def test_the_sixteen_microphones_of_a_hit(shared_data: Path) -> None:
+    """280 mono files of 24 bit; 7 hits by 16 microphones, equally long; when the sound reaches which of them; a trigger hears its kick only."""
+    hits: dict[tuple[str, str], dict[str, Path]] = {}
+    paths = sorted((shared_data / "oneshots_multimic").rglob("*.flac"))
+    for path in paths:
+        number, piece, mic = path.stem.split("-")
+        hits.setdefault((piece, number), {})[mic] = path
+    whole = {hit: mics for hit, mics in hits.items() if len(mics) == 16}
+    assert (len(paths), len(hits), sum(len(m) == 1 for m in hits.values())) == (280, 175, 168)
+    assert sorted(whole) == [
+        ("HihatClosed", "10"),
+        ("KdrumL", "10"),
+        ("KdrumL", "20"),
+        ("Snare", "10"),
+        ("Snare", "40"),
+        ("Tom1", "5"),
+        ("Tom4", "5"),
+    ]
+    room_ms = {}
+    for (piece, number), mics in whole.items():
+        clips = {mic: audio.read_mono(path, silent_ok=True) for mic, path in mics.items()}
+        assert len({len(clip.samples) for clip in clips.values()}) == 1
+        late = {mic: arrival_ms(clip) - arrival_ms(clips[CLOSE[piece]]) for mic, clip in clips.items()}
+        room_ms |= {(piece, number, mic): late[mic] for mic in ("AmbL", "AmbR")}
+        assert (np.abs(clips["Trigger"].samples).max() < 1e-4) == (piece != "KdrumL")
+        if (piece, number) == ("Snare", "10"):
+            assert [round(late[mic], 2) for mic in ("OHL", "OHR", "AmbL", "AmbR")] == [2.38, 2.68, 7.66, 7.66]
+    worst = max(room_ms, key=lambda hit: room_ms[hit])
+    assert (worst, round(room_ms[worst], 1)) == (("Tom4", "5", "AmbL"), 11.6)
+
+
+@pytest.mark.data
+def test_no_two_files_of_the_kits_are_equal(shared_data: Path) -> None:
+    """532 files, no two byte for byte the same."""
+    paths = [p for folder in ("oneshots", "oneshots_multimic") for p in (shared_data / folder).rglob("*") if p.suffix in (".wav", ".flac")]
+    assert len(paths) == len({store.hash_file(p) for p in paths}) == 532
