@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 HASH_THREADS = 2  # two already outrun a cold disk (design/performance.md, P11)
+NAMING_S = 2.0  # a holder that was interrupted right after it took its lock has named itself by then
 QUERY_ROWS = 500  # values of one SQL statement
 ROW_GROUP_ROWS = 250_000  # design/performance.md: what one read takes into memory
 BLOCK_BYTES = 1 << 20  # 1 MiB: large enough that hashing, not call overhead, sets the pace
@@ -745,13 +746,11 @@ def read_lines(path: Path) -> tuple[list[Any], bool]:
 
 
 def _read_holder(fd: int) -> str:
-    """Who holds a lock file; its name follows the lock by some microseconds, so an empty file is looked at again."""
-    for _ in range(1_000):
-        text = os.pread(fd, 4096, 0).decode(errors="replace").strip()
-        if text:
-            return text
+    """Who holds a lock file; its name follows the lock by some microseconds of its holder, so an empty file is looked at again."""
+    started_s = clock.monotonic_s()
+    while not (text := os.pread(fd, 4096, 0).decode(errors="replace").strip()) and clock.monotonic_s() - started_s < NAMING_S:
         os.sched_yield()
-    return ""
+    return text
 
 
 def sync_folder(folder: Path) -> None:

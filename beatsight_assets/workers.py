@@ -27,7 +27,8 @@ from beatsight_assets.errors import ConfigError, StoreError
 
 DASK = "dask:"
 KINDS = ("inline", "processes", f"{DASK}ADDRESS")
-CONNECT_S = 20.0  # a scheduler that does not answer, or has no worker, by then is not there
+CONNECT_S = 20.0  # a scheduler that does not answer by then is not there
+WORKERS_S = 20.0  # one that has no worker by then has none
 NUMERIC = ("librosa", "numpy", "polars", "scipy", "soundfile", "soxr")  # libraries that a byte of a result can depend on
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
 IN_FLIGHT_PER_WORKER = 4  # design/dagster.md section 8
@@ -110,7 +111,7 @@ def _connect(address: str) -> Iterator[Any]:
         raise ConfigError(f"no Dask scheduler answers at {address} ({error}). Start one with: dask scheduler", code="no-cluster") from error
     with client:
         try:
-            client.wait_for_workers(1, timeout=CONNECT_S)
+            client.wait_for_workers(1, timeout=WORKERS_S)
         except TimeoutError as error:
             raise ConfigError(
                 f"the Dask scheduler at {address} has no worker. Start one with: dask worker {address} --nthreads 1", code="no-cluster"

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
+from time import process_time
 
 import polars as pl
 import pytest
 
-from beatsight_assets import clock, store
+from beatsight_assets import store
 from beatsight_assets.errors import BeatSightError, Busy, ConfigError, InputError, StoreError
 from beatsight_assets.settings import DataLayout
 from beatsight_assets.store import Store
@@ -711,9 +712,9 @@ def test_printable_text_cannot_drive_a_terminal() -> None:
 
 
 def test_many_small_files_are_not_slow(keep: Store, data_root: Path) -> None:
-    """The store's own work is under 5 ms per small file (2 ms measured with fsync on two cores, most of it the disk)."""
+    """The store's own work is under 5 ms of processor time per small file (2 ms measured with fsync on two cores, most of it the disk)."""
     names = count()
-    started_s = clock.monotonic_s()
+    before = process_time()
     for _ in range(50):
         keep.publish(data_root / f"{next(names)}.json", json.dumps({"n": 1}).encode())
-    assert clock.monotonic_s() - started_s < 50 * 0.1  # twenty times what is due: a shared machine must not turn this red
+    assert process_time() - before < 50 * 0.1  # twenty times what is due: a slow machine must not turn this red

@@ -39,7 +39,10 @@ def beatsight(
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """A data root after `beatsight demo`, and what the command said. Workers share one: the first makes it, the others wait."""
+    """A data root after `beatsight demo`, and what the command said. Workers share one: the first makes it, the others wait.
+
+    Nothing writes into it, and no server runs on it: others copy it meanwhile.
+    """
     own = tmp_path_factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared_demo"
     with _locked(shared):
@@ -58,12 +61,18 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def copy_of(root: Path, target: Path, *, with_dagster: bool = True) -> Path:
+    """A copy of a demo's root. Files are hard links: writers replace files, they never write into them, but for the databases of Dagster."""
+    shutil.copytree(root, target, copy_function=os.link, ignore=shutil.ignore_patterns(".cache", "*.db*", "dagster"))
+    if with_dagster:
+        shutil.copytree(root / "dagster", target / "dagster")
+    return target
+
+
 @pytest.fixture
 def demo_copy(demo: tuple[Path, Done], tmp_path: Path) -> Path:
-    """A copy of the demo's root to break. Files are hard links: writers replace files, they never write into them."""
-    shutil.copytree(demo[0], tmp_path / "data", copy_function=os.link, ignore=shutil.ignore_patterns(".cache", "*.db*", "dagster"))
-    shutil.copytree(demo[0] / "dagster", tmp_path / "data" / "dagster")
-    return tmp_path / "data"
+    """A copy of the demo's root to break."""
+    return copy_of(demo[0], tmp_path / "data")
 
 
 @pytest.fixture

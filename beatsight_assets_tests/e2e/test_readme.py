@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from beatsight_assets_tests.e2e.conftest import Done
+from beatsight_assets_tests.e2e.conftest import Done, copy_of
 
 REPOSITORY = Path(__file__).parents[2]
 FIRST_ON_REAL_DATA = "source ingest groove"
@@ -41,7 +40,7 @@ def test_the_readme_has_commands_and_make_targets_exist() -> None:
 
 def test_every_beatsight_command_of_the_readme_runs(demo: tuple[Path, Done], tmp_path: Path, shared_data: Path) -> None:
     """As written: `export`, then each command, exit code 0. Long stages find their work done by the demo; real data joins at the end."""
-    shutil.copytree(demo[0], tmp_path / "data", copy_function=os.link, ignore=shutil.ignore_patterns(".cache", "*.db*", "dagster"))
+    copy_of(demo[0], tmp_path / "data", with_dagster=False)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BEATSIGHT_")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment["PWD"] = str(tmp_path)

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
-from beatsight_assets_tests.e2e.conftest import Done
+from beatsight_assets_tests.e2e.conftest import Done, copy_of
 
 CHROMIUM = os.environ.get("BEATSIGHT_CHROMIUM") or shutil.which("chromium")
+PORTS = range(23_200, 23_300)  # below those that the kernel gives to whoever connects, so that a free one stays free
+LIMIT_S = 240.0  # only what is broken takes so long; a machine may be shared and slow
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 PICTURES = Path(__file__).parents[2] / "out" / "ui"
 PAGES = {
@@ -79,19 +81,28 @@ def is_ready(base: str) -> bool:
     return loaded == [("beatsight_assets", "RepositoryLocation")] and bool(daemons) and all(d["healthy"] for d in daemons)
 
 
+def is_free(port: int) -> bool:
+    """Nobody listens there."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 @pytest.fixture(scope="module")
 def server(demo: tuple[Path, Done], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`beatsight dev` on a free port, over the finished demo."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "beatsight_assets", "--data-root", str(demo[0]), "--profile", "demo", "dev", "--port", str(port)]
-    log = tmp_path_factory.mktemp("dev") / "dev.log"
+    """`beatsight dev` on a free port, over a copy of the finished demo: its daemons write, and other tests copy the demo meanwhile."""
+    port = next(p for p in PORTS if is_free(p))
+    folder = tmp_path_factory.mktemp("dev")
+    root, log = copy_of(demo[0], folder / "data"), folder / "dev.log"
+    command = [sys.executable, "-m", "beatsight_assets", "--data-root", str(root), "--profile", "demo", "dev", "--port", str(port)]
     base = f"http://127.0.0.1:{port}"
     with log.open("w") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + LIMIT_S
             while not is_ready(base):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4_000:]
                 process_wait(process, 0.5)
@@ -126,22 +137,23 @@ def test_pages(server: str) -> None:
     with playwright.sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 1600})
+        page.set_default_timeout(LIMIT_S * 1_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("requestfailed", lambda request: failed.append(f"{request.failure} {request.url}"))
         page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
         for name, (path, texts) in PAGES.items():
             page.goto(server + path)
             for text in texts:
-                page.get_by_text(text).first.wait_for(timeout=30_000)
-            page.wait_for_load_state("networkidle", timeout=30_000)
+                page.get_by_text(text).first.wait_for()
+            page.wait_for_load_state("networkidle")
             assert page.locator("[role=dialog]").count() == 0, f"{name} opens a dialog"
             page.screenshot(path=PICTURES / f"{name}.png")
             if name == "events":
                 charts = page.locator("img[src^='data:image/svg+xml']")
-                charts.first.wait_for(timeout=10_000)
+                charts.first.wait_for()
                 assert charts.first.evaluate("image => image.naturalWidth") > 0
                 page.locator("text=[Show Markdown]").first.click()
-                page.locator("[role=dialog] img[src^='data:image/svg+xml']").first.wait_for(timeout=10_000)
+                page.locator("[role=dialog] img[src^='data:image/svg+xml']").first.wait_for()
                 page.wait_for_function(
                     "() => [...document.querySelectorAll('[role=dialog]')].every(d => !d.getAnimations({subtree: true}).length)"
                 )
