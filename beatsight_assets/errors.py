@@ -45,7 +45,7 @@ class ConfigError(BeatSightError):
 
     @classmethod
     def unknown_choice(cls, what: str, value: str, choices: Iterable[str], *, where: str = "") -> ConfigError:
-        names = sorted(choices)
+        names = sorted(set(choices))
         near = get_close_matches(value, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         return cls(f"{what} is {value!r}; it must be one of {', '.join(names)}.{hint}", code="unknown-choice", where=where)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from beatsight_assets import clock, store
-from beatsight_assets.errors import ConfigError, InputError, NothingToDo
+from beatsight_assets.errors import BeatSightError, ConfigError, InputError, NothingToDo
 from beatsight_assets.settings import PROFILES, Settings, load_settings
 from beatsight_assets.stages import Progress, Report
 from beatsight_assets.verdict import shown
@@ -108,11 +109,14 @@ def _printer(quiet: bool, live: bool) -> Progress:
     return say
 
 
-def finish(session: Session, *reports: Report) -> int:
-    """Print reports, write --report, and say by the exit code whether every gate passed."""
-    found = [r.to_json() | {"reused": r.reused} for r in reports]
-    emit(session, found[0] if len(found) == 1 else {"reports": found}, "\n".join(text_of(r) for r in reports))
-    return 0 if all(r.passed for r in reports) else 1
+def finish(session: Session, *reports: Report, failed: Mapping[str, BeatSightError] = MappingProxyType({})) -> int:
+    """Print reports, write --report, and say by the exit code whether every gate passed; `failed` are parts that came to no report."""
+    found: list[dict[str, Any]] = [r.to_json() | {"reused": r.reused} for r in reports]
+    told = [{"name": name, "code": error.code, "message": error.message} for name, error in failed.items()]
+    lines = [text_of(r) for r in reports] + [f"{name}: FAIL\n  {error}" for name, error in failed.items()]
+    payload = found[0] if len(found) == 1 and not told else {"reports": found} | ({"failed": told} if told else {})
+    emit(session, payload, "\n".join(lines))
+    return max([int(not all(r.passed for r in reports)), *(error.exit_code for error in failed.values())])
 
 
 def emit(session: Session, payload: Any, text: str, show: Callable[[], None] | None = None) -> None:

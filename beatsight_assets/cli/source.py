@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from beatsight_assets.cli.common import Session, command, emit, finish, manifest_target, write_manifest
-from beatsight_assets.errors import ConfigError
+from beatsight_assets.errors import BeatSightError, ConfigError
 from beatsight_assets.settings import Settings
+from beatsight_assets.stages import Report
 
 
 @command("list", help="Datasets the platform knows and which of them are present.")
@@ -103,15 +104,24 @@ def ingest_command(
     if (output_events or output_provenance) and len(names) != 1:
         raise ConfigError("--output-events and --output-provenance go with exactly one dataset", code="bad-option")
     targets = (output_events and manifest_target(session, output_events), output_provenance and settings.user_output(output_provenance))
-    if inventory_only:
-        listed = (take_inventory(settings, n, limit=limit, hash_audio=not no_hash_audio, progress=session.progress) for n in names)
-        return finish(session, *listed)
-    found = [
-        ingest(settings, name, limit=limit, hash_audio=not no_hash_audio, license_ref=license_ref, progress=session.progress)
-        for name in names
-    ]
-    _write_copies(session, settings.dataset(names[0])[0], *targets)
-    return finish(session, *found)
+
+    def step(name: str) -> Report:
+        if inventory_only:
+            return take_inventory(settings, name, limit=limit, hash_audio=not no_hash_audio, progress=session.progress)
+        return ingest(settings, name, limit=limit, hash_audio=not no_hash_audio, license_ref=license_ref, progress=session.progress)
+
+    reports: list[Report] = []
+    failed: dict[str, BeatSightError] = {}
+    for name in [settings.dataset(n)[0] for n in names]:
+        try:
+            reports.append(step(name))
+        except BeatSightError as error:
+            if len(names) == 1:
+                raise
+            failed[name] = error  # one dataset that is empty or away does not stop the others
+    if not inventory_only:
+        _write_copies(session, settings.dataset(names[0])[0], *targets)
+    return finish(session, *reports, failed=failed)
 
 
 def _write_copies(session: Session, source_set: str, events_target: Path | None, provenance_target: Path | None) -> None:

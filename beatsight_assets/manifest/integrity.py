@@ -19,7 +19,7 @@ from beatsight_assets.sources.trees import Tree, find_roots
 from beatsight_assets.stages import Outcome, Progress, Report, run_stage, silent
 from beatsight_assets.verdict import Rule, Verdict
 
-VERSION = "1"
+VERSION = "2"
 STAGE = "raw_integrity"
 GATE = "raw_integrity"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")  # everything after column 66 is the path: double blanks and `#` survive
@@ -115,6 +115,7 @@ def measure(settings: Settings, options: IntegrityOptions, progress: Progress = 
         "roots": roots,
         "root_ok": n_present == len(roots) if config.roots_needed == "all" else n_present > 0,
         "is_absent": all(r["state"] == "absent" for r in roots),
+        "has_no_list": False,
         "listed": None,
     }
     if options.verify_manifests:
@@ -122,6 +123,8 @@ def measure(settings: Settings, options: IntegrityOptions, progress: Progress = 
         if path.is_file() or config.checksum_manifest is not None:
             progress(f"{source_set}: comparing with {path.name}")
             found["listed"] = _compare(settings, options, read_checksums(path), trees)
+        else:
+            found["has_no_list"] = True
     return found
 
 
@@ -220,6 +223,8 @@ def rules_of(found: dict[str, Any], *, no_extra: bool) -> list[Rule]:
         extra = f"files that the list does not name{': ' + listed['first_unlisted'][0] if listed['first_unlisted'] else ''}"
         rules.append(Rule.at_most(f"listed_files[{name}]", float(n_wrong), 0.0, text))
         rules.append(Rule.at_most(f"unlisted_files[{name}]", float(listed["unlisted"]), 0.0, extra, blocking=no_extra))
+    elif found["has_no_list"]:
+        rules.append(Rule.waive(f"listed_files[{name}]", f"there is no checksum list. Write one: beatsight raw checksums {name}"))
     return rules
 
 

@@ -140,6 +140,16 @@ def test_a_configured_list_must_be_there(settings: Settings, raw: Path) -> None:
         run(with_config(settings, checksum_manifest="reports/none.txt"), IntegrityOptions(NAME, verify_manifests=True))
 
 
+def test_without_a_list_nothing_was_compared_and_that_is_said(settings: Settings, raw: Path) -> None:
+    """`--verify-manifests` where nobody wrote a checksum list: the rule is waived on record with the way to a list, never left out."""
+    checksum_path(settings, NAME).unlink()
+    verdict = run(settings, IntegrityOptions(NAME, verify_manifests=True)).verdict("raw_integrity")
+    assert verdict is not None and verdict.passed
+    (rule,) = verdict.family("listed_files")
+    assert rule.waived and f"beatsight raw checksums {NAME}" in rule.detail
+    assert set(rules(settings)) == {"root"}, "and without the option there is no such rule"
+
+
 def test_nothing_configured(settings: Settings) -> None:
     """No enabled dataset is exit code 2."""
     settings.__dict__["datasets"] = {}

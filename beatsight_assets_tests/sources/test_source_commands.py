@@ -55,6 +55,23 @@ def test_an_inventory_on_the_command_line(settings: Settings, tmp_path: Path) ->
         call(settings, "source", "ingest", "musdb", *roots[:2], "--inventory-only")
 
 
+def test_one_empty_dataset_does_not_stop_the_others(settings: Settings, tmp_path: Path) -> None:
+    """T20: with --all every dataset that can be read is; the others are named, on the page and in the JSON, and by the exit code."""
+    settings.layout.raw("enst_drums").mkdir(parents=True)
+    (settings.layout.raw("enst_drums") / "readme.txt").write_text("nothing yet")
+    root = settings.layout.raw(NAME)
+    put_take(root, "t0", 0)
+    put_table(root, ["t0"])
+    report = tmp_path / "report.json"
+    assert call(settings, "source", "ingest", "--all", "--report", str(report)) == 1
+    told = json.loads(report.read_text())
+    assert [(r["partition"], r["figures"]["events"]) for r in told["reports"]] == [(NAME, 4)]
+    assert [(f["name"], f["code"]) for f in told["failed"]] == [("enst_drums", "no-recordings")]
+    with pytest.raises(ConfigError, match="must be one of"):
+        call(settings, "source", "ingest", "demo", "nobody")
+    assert call(settings, "source", "ingest", "musdb", "demo") == 2, "musdb is away"
+
+
 def test_equal_results_from_two_working_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T29: with relative paths from one folder and with others from another, every step writes equal bytes; a text list of techniques is read."""
     raw, home = tmp_path / "takes", tmp_path / "home"
