@@ -106,7 +106,8 @@ def run(settings: Settings, options: CheckOptions, *, progress: Progress = silen
     BundleIncomplete
     """
     bundle = open_bundle(settled_folder(settings, options.name))
-    problems = find_flips(settings, bundle, fast=options.fast, progress=progress)
+    with bundle.one_version():
+        problems = find_flips(settings, bundle, fast=options.fast, progress=progress)
     again = f". Repair it: beatsight bundle export {options.name} --resume"
     marker = bundle.folder / "BUNDLE.json"
     verdict = Verdict(
@@ -142,7 +143,8 @@ def against_manifest(settings: Settings, name: str) -> dict[str, Any]:
     if not manifest.is_file():
         raise InputError("the manifest of this bundle is not there any more", code="missing-input", where=manifest.name)
     n_events = sum(batch.height for batch in manifest_batches(manifest))
-    totals = seal.add_up(settings.store, bundle.plan)
+    with bundle.one_version():
+        totals = seal.add_up(settings.store, bundle.plan)
     found = seal.statistics(bundle.plan, totals)
     problems = seal.broken_identities(bundle.plan, totals, found)
     if n_events != found["total_events"]:
@@ -289,9 +291,10 @@ def archive(settings: Settings, name: str, date: str) -> dict[str, Any]:
 
     bundle = open_bundle(settled_folder(settings, name))
     target = settings.layout.report("archive", f"{date}/{name}")
-    kept = {n: store.read_bytes(bundle.folder / n, max_bytes=store.MAX_JSON_BYTES) for n in ARCHIVED}
-    for path in sorted((bundle.folder / "history").glob("*")):
-        kept[f"history/{path.name}"] = store.read_bytes(path, max_bytes=store.MAX_JSON_BYTES)
+    with bundle.one_version():
+        kept = {n: store.read_bytes(bundle.folder / n, max_bytes=store.MAX_JSON_BYTES) for n in ARCHIVED}
+        for path in sorted((bundle.folder / "history").glob("*")):
+            kept[f"history/{path.name}"] = store.read_bytes(path, max_bytes=store.MAX_JSON_BYTES)
     report = read_receipt(settings, "bundle", name)
     if report is not None:
         kept["summary.json"] = store.read_bytes(receipt_path(settings, "bundle", name), max_bytes=store.MAX_JSON_BYTES)

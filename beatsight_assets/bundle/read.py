@@ -77,12 +77,12 @@ class Bundle:
     @property
     def components(self) -> list[str]:
         """Classes in index order."""
-        with self._one_version():
+        with self.one_version():
             return list(store.read_json(self.folder / "components.json")["components"])
 
     @property
     def metadata(self) -> dict[str, Any]:
-        with self._one_version():
+        with self.one_version():
             found: dict[str, Any] = store.read_json(self.folder / "metadata.json")
         return found
 
@@ -95,13 +95,13 @@ class Bundle:
         parts = [self.shard_table(s) for s in range(self.plan.n_shards)]
         if split is not None:
             parts = [p.filter(pl.col("split") == split) for p in parts]
-        with self._one_version():
+        with self.one_version():
             return pl.concat([p if columns is None else p.select(columns) for p in parts]).collect()
 
     def parts(self, split: str | None = None, *, shard: int | None = None) -> list[Part]:
         """Parts in order, or those of one split or shard; none in layout `wav`."""
         found = []
-        with self._one_version():
+        with self.one_version():
             for number in range(self.plan.n_shards) if shard is None else (shard,):
                 folder = self.plan.shard_folder(number)
                 for f in store.read_json(folder / "SHARD.json")["files"]:
@@ -119,7 +119,7 @@ class Bundle:
         InputError `bad-bundle` : a part or file is shorter than its clips; `bundle-changed` : it was replaced or repaired while it was read
         """
         opened = []
-        with self._one_version():
+        with self.one_version():
             try:
                 for shard in range(self.plan.n_shards):
                     folder = self.plan.shard_folder(shard)
@@ -169,7 +169,7 @@ class Bundle:
             )
 
     @contextmanager
-    def _one_version(self) -> Iterator[None]:
+    def one_version(self) -> Iterator[None]:
         """What is read in this block is of the bundle as it was opened; what fails because that is gone says so."""
         try:
             yield

@@ -241,6 +241,8 @@ def _make_shard(
                         code="not-cached",
                         where=f"{part.shard:02d}/{part.name}",
                     )
+                with bundle.one_version():  # what is mapped here stays as it is
+                    source = _part_clips(bundle, feature, part) if wider is None else wider
                 if wider is None and settings.store.sha256(part.path) != part.sha256:
                     raise InputError(
                         f"is not what the bundle was sealed with. Run: beatsight bundle export {options.bundle} --resume",
@@ -249,7 +251,6 @@ def _make_shard(
                     )
                 tally.computed += wider is None
                 tally.converted += wider is not None
-                source = _part_clips(bundle, feature, part) if wider is None else wider
                 tally.bad_values += not _publish(settings, path, feature, source, dtype, part.n_clips)
         outputs.append((part.name, path, part.n_clips))
         store.failpoint("features.part")

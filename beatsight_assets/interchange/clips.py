@@ -10,6 +10,7 @@ import io
 import re
 import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,6 +53,7 @@ class Clips:
     licences : source_set -> licence
     manifest : the events that the clips were cut from
     find_audio : recording of (source_set, audio_path), None when it is not there
+    one_version : what is read in this block is of the bundle that was opened, or it raises `bundle-changed`
     root : data root
     """
 
@@ -65,6 +67,7 @@ class Clips:
     parts: Sequence[tuple[str, str, int]]
     manifest: Callable[[], Manifest]
     find_audio: Callable[[str, str | None], Path | None]
+    one_version: Callable[[], AbstractContextManager[None]]
     root: Path
     taxonomy: Taxonomy
 
@@ -159,6 +162,7 @@ def open_clips(settings: Settings, name: str) -> Clips:
         parts=parts,
         manifest=manifest,
         find_audio=find,
+        one_version=bundle.one_version,
         root=settings.layout.root,
         taxonomy=Taxonomy.load(settings),
     )

@@ -83,7 +83,7 @@ def run(settings: Settings, options: InterchangeOptions, *, progress: Progress =
     ------
     ConfigError `unknown-choice` : no such form
     BundleIncomplete : the bundle is not sealed
-    InputError `bad-label`, `bad-bundle`, `manifest-changed` : nothing is kept under SOURCE.json
+    InputError `bad-label`, `bad-bundle`, `bundle-changed`, `manifest-changed` : nothing is kept under SOURCE.json
     """
     if options.kind not in FORMS:
         raise ConfigError.unknown_choice("kind", options.kind, FORMS, where="--to")
@@ -106,16 +106,17 @@ def convert(settings: Settings, clips: Clips, kind: str, progress: Progress = si
     marker = folder / "SOURCE.json"
     with files.lock(folder, f"{STAGE} {kind}"):
         files.remove(marker)
-        made = form.write(files, folder, clips, progress)
-        kept = {m.path for m in made}
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path not in kept and path.name != ".lock":
-                files.remove(path)
         n_items, wrong = 0, []
-        for name, is_same in form.read(folder, clips) if made else ():
-            n_items += 1
-            wrong += [] if is_same else [name]
-            progress(f"{kind}: {n_items:,} read back")
+        with clips.one_version():
+            made = form.write(files, folder, clips, progress)
+            kept = {m.path for m in made}
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and path not in kept and path.name != ".lock":
+                    files.remove(path)
+            for name, is_same in form.read(folder, clips) if made else ():
+                n_items += 1
+                wrong += [] if is_same else [name]
+                progress(f"{kind}: {n_items:,} read back")
         if not n_items:
             raise NothingToDo(f"bundle {clips.name} holds nothing that {kind} can say; nothing was written", code="nothing-to-do")
         said = {

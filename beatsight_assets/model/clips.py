@@ -144,7 +144,12 @@ def load_clips(
     InputError `missing-input` : the features of a part are not cached; `bad-features` : an array is not the one of the index
     """
     feature, opened = clip_definition(definition), clip_cache.opened(settings, WarmOptions(bundle, definition=definition))
-    parts = clip_cache.chosen_parts(opened, splits)
+    with opened.one_version():
+        return _load(settings, opened, feature, splits, group_field)
+
+
+def _load(settings: Settings, opened: Bundle, feature: ClipDefinition, splits: Sequence[str], group_field: str) -> Clips:
+    parts, bundle = clip_cache.chosen_parts(opened, splits), opened.name
     if not parts:
         raise GateFailed(f"bundle {bundle} has no clip in {', '.join(splits)}", code="nothing-to-train")
     path = clip_cache.index_path(settings, feature, bundle)

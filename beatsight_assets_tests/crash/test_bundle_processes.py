@@ -21,11 +21,16 @@ from typing import Any
 
 import pytest
 
-from beatsight_assets import clock
+from beatsight_assets import clock, interchange
+from beatsight_assets.bundle import check, seal
 from beatsight_assets.bundle import export as engine
 from beatsight_assets.bundle.export import BundleRequest
-from beatsight_assets.bundle.read import open_bundle
+from beatsight_assets.bundle.read import Bundle, open_bundle
 from beatsight_assets.errors import InputError
+from beatsight_assets.features import clip_cache
+from beatsight_assets.interchange.clips import Clips as FormClips
+from beatsight_assets.model.clips import load_clips
+from beatsight_assets.settings import Settings
 from beatsight_assets.units import rng_for
 from beatsight_assets_tests.crash import writers
 from beatsight_assets_tests.crash.sweep import REPOSITORY, is_exhaustive, leftovers, scratch, tree
@@ -210,3 +215,40 @@ def test_a_reader_sees_one_version_whenever_a_writer_replaces_it(new_root: NewRo
         if n_opened() < place:
             break
     assert ends["whole"] >= 2 and ends["bundle-changed"] >= 6, ends
+
+
+READERS: dict[str, tuple[tuple[object, str], Callable[[Settings], object]]] = {
+    "digests": ((check, "find_flips"), lambda s: check.run(s, check.CheckOptions("b"))),
+    "totals": ((seal, "add_up"), lambda s: check.against_manifest(s, "b")),
+    "features": ((clip_cache, "_part_clips"), lambda s: clip_cache.run_shard(s, clip_cache.WarmOptions("b"), 0)),
+    "clips of a network": ((Bundle, "shard_table"), lambda s: load_clips(s, "b", ("train", "val", "test"))),
+    "form": ((FormClips, "rows"), lambda s: interchange.run(s, interchange.InterchangeOptions("b", "webdataset"))),
+}  # the step before which a writer replaces the bundle, and who takes it
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_whoever_reads_a_bundle_notices_that_it_was_replaced(new_root: NewRoot, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """U8: digests, totals, features, training data and forms are of one version; replaced on the way, nothing is said about either."""
+    settings = writers.settings_of(new_root())
+    engine.export(settings, BundleRequest("b", None, {"limit": 20, "shards": 2}))
+    needs_features = reader == "clips of a network"
+    if needs_features:
+        clip_cache.run(settings, clip_cache.WarmOptions("b"))
+    (place, name), read = READERS[reader]
+    step = getattr(place, name)
+
+    def replaced_before(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.undo()
+        engine.export(settings, BundleRequest("b", None, {"limit": 12, "shards": 2}, "overwrite"))
+        return step(*args, **kwargs)
+
+    before = tree(settings.layout.root)
+    monkeypatch.setattr(place, name, replaced_before)
+    with pytest.raises(InputError) as refusal:
+        read(settings)
+    assert refusal.value.code == "bundle-changed"
+    assert {p for p in set(tree(settings.layout.root)) - set(before) if not p.startswith("bundles/b/")} == set()
+    assert not list(settings.layout.at("bundles/b").rglob("SOURCE.json"))
+    if needs_features:
+        clip_cache.run(settings, clip_cache.WarmOptions("b"))
+    read(settings)
