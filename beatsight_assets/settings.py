@@ -211,6 +211,10 @@ class DataLayout:
     def features(self, name: str) -> Path:
         return self.at(f"features/{name}")
 
+    def manifest_forms(self, name: str) -> Path:
+        """Folder of a manifest in the forms of other programs, one folder each."""
+        return self.at(f"manifest/interchange/{name}")
+
     @property
     def bundles(self) -> Path:
         return self.root / "bundles"

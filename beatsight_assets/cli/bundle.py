@@ -333,13 +333,22 @@ def heal_list_command(session: Session, name: str, output: Path) -> int:
     return 1 if problems else 0
 
 
-@command("convert", help="A bundle in the form of another tool, below bundles/NAME/interchange; read back before it counts.")
+CONVERT_HELP = """A bundle in the form of another tool, below bundles/NAME/interchange; read back before it counts.
+
+NAME may be a manifest (annotated, merged, or a .parquet or .jsonl file) where the form holds no samples: midi, audacity, svl, mirdata-index,
+jsonl; then it is written below manifest/interchange."""
+
+
+@command("convert", help=CONVERT_HELP)
 @click.argument("name")
-@click.option("--to", "kind", required=True, help="webdataset, hf-parquet, lhotse, croissant; a wrong name lists all.")
+@click.option("--to", "kind", required=True, help="webdataset, hf-parquet, croissant, midi, jsonl, ...; a wrong name lists all.")
 def convert_command(session: Session, name: str, kind: str) -> int:
     from beatsight_assets.interchange import stage
 
-    return finish(session, stage.run(session.settings, stage.InterchangeOptions(name, kind), progress=session.progress))
+    settings = session.settings
+    is_file = name.endswith((".parquet", ".jsonl")) or (name in ("annotated", "merged") and not settings.layout.bundle(name).is_dir())
+    source = manifest_path(settings, name) if is_file else name
+    return finish(session, stage.run(settings, stage.InterchangeOptions(source, kind), progress=session.progress))
 
 
 @command("list", help="Bundles: clips, size, whether they are whole, and who needs them.")

@@ -10,7 +10,7 @@ import io
 import re
 import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,7 @@ from beatsight_assets.bundle.plan import bundle_folder, manifest_digest
 from beatsight_assets.bundle.read import open_bundle, read_wav_samples
 from beatsight_assets.bundle.shard import wav_file
 from beatsight_assets.errors import InputError
-from beatsight_assets.events import Manifest
+from beatsight_assets.events import SESSION_KEY, Manifest
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources.pipeline import source_module
 from beatsight_assets.store import printable, read_json
@@ -35,6 +35,8 @@ from beatsight_assets.units import keyed_order
 
 GATHERED_CLIPS = 262_144  # rows held at once: about 150 MB, and every table is read once for as many clips
 CLIP_NAME = re.compile(r"[0-9a-f-]{32,36}")  # a UUID, or 32 digits of a digest: it becomes a file name
+FOLDER = re.compile(r"[^A-Za-z0-9._-]")
+LAYER_RATE_HZ = 44_100  # frames of layers made from a manifest, which has no rate
 PLACE = ("part", "part_file", "offset_samples", "file", "audio_path")  # where a clip lies in the bundle: not what it is
 FINDS = ("clip", "split", "part", "part_file", "offset_samples", "n_samples")  # columns by which `Clips.samples` finds a clip
 
@@ -45,8 +47,10 @@ Fact = tuple[Any, ...]  # what must survive a round trip
 
 @dataclass(frozen=True)
 class Clips:
-    """What every writer gets.
+    """What every writer gets. A manifest has no samples: forms of sessions need none.
 
+    folder : where the forms go, one folder each
+    role, source : `bundle` and its marker, or `manifest` and its file
     tables : one row per clip (`bundle.md` section 6) with `clip` as its name and `part_file` as its part's path below the bundle
     samples : int16 mono samples of a row [shape=(n_samples,)]
     parts : (path relative to the bundle, sha256, bytes) of the files that hold the samples
@@ -59,6 +63,9 @@ class Clips:
 
     name: str
     content_sha256: str
+    folder: Path
+    role: str
+    source: Path
     sample_rate: int
     classes: Sequence[str]
     licences: Mapping[str, str]
@@ -145,27 +152,70 @@ def open_clips(settings: Settings, name: str) -> Clips:
         for f in read_json(folder / "SHARD.json")["files"]
         if f["name"].endswith(".pcm")
     ]
-    sources = sorted({s for t in tables for s in t.select("source_set").unique().collect().to_series()})
-    licences = {s: _licence(settings, s) for s in sources}
-
-    def find(source_set: str, audio_path: str | None) -> Path | None:
-        return None if audio_path is None else find_audio(settings.raw_roots(source_set), audio_path)
-
     return Clips(
         name=bundle.name,
         content_sha256=bundle.content_sha256,
+        folder=bundle.folder / "interchange",
+        role="bundle",
+        source=bundle.folder / "BUNDLE.json",
         sample_rate=bundle.sample_rate,
         classes=bundle.components,
-        licences=licences,
+        licences=_licences(settings, tables),
         tables=tables,
         samples=samples,
         parts=parts,
         manifest=manifest,
-        find_audio=find,
+        find_audio=_finder(settings),
         one_version=bundle.one_version,
         root=settings.layout.root,
         taxonomy=Taxonomy.load(settings),
     )
+
+
+def open_events(settings: Settings, path: Path) -> Clips:
+    """A manifest as the forms of sessions see it: every session, no samples.
+
+    Raises
+    ------
+    InputError : as `events.Manifest`
+    """
+    manifest, taxonomy = Manifest(path), Taxonomy.load(settings)
+    tables = [manifest.table.select(SESSION_KEY)]
+    name = FOLDER.sub("_", path.name)[-100:]
+
+    def no_samples(row: Row) -> Int16:
+        raise ValueError(f"{path.name} is a manifest and holds no samples")
+
+    return Clips(
+        name=name,
+        content_sha256=manifest_digest(path),
+        folder=settings.layout.manifest_forms(name),
+        role="manifest",
+        source=path,
+        sample_rate=LAYER_RATE_HZ,
+        classes=taxonomy.labels,
+        licences=_licences(settings, tables),
+        tables=tables,
+        samples=no_samples,
+        parts=(),
+        manifest=lambda: manifest,
+        find_audio=_finder(settings),
+        one_version=nullcontext,
+        root=settings.layout.root,
+        taxonomy=taxonomy,
+    )
+
+
+def _finder(settings: Settings) -> Callable[[str, str | None], Path | None]:
+    def find(source_set: str, audio_path: str | None) -> Path | None:
+        return None if audio_path is None or source_set not in settings.datasets else find_audio(settings.raw_roots(source_set), audio_path)
+
+    return find
+
+
+def _licences(settings: Settings, tables: Sequence[pl.LazyFrame]) -> dict[str, str]:
+    sources = sorted({s for t in tables for s in t.select("source_set").unique().collect().to_series()})
+    return {s: _licence(settings, s) for s in sources if s in settings.datasets}
 
 
 def _licence(settings: Settings, source_set: str) -> str:

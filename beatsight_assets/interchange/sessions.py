@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from beatsight_assets import events, midi
+from beatsight_assets.bundle.plan import canonical_rows
 from beatsight_assets.errors import InputError
 from beatsight_assets.events import CLOSED_PEDAL, Manifest, hits_with_onsets
 from beatsight_assets.interchange.clips import Clips, require_plain_labels
@@ -220,6 +221,24 @@ MIDI = SessionForm(_midi_files, _check_midi)
 AUDACITY = SessionForm(lambda session, _: {".txt": forms.to_audacity(session.events)}, _check_audacity)
 SVL = SessionForm(_svl_files, _check_svl)
 EVENTS = SessionForm(_events_files, _check_events)
+
+
+def write_jsonl(files: Store, folder: Path, clips: Clips, progress: Progress) -> list[Receipt]:
+    """`events.jsonl`: every row of the manifest, in its order."""
+    manifest = clips.manifest()
+    progress(f"jsonl: {manifest.n_rows:,} events")
+    target = folder / "events.jsonl"
+    return forms.export(files, target, manifest, "jsonl", list(events.EVENT_SCHEMA), None, clips.sample_rate) if manifest.n_rows else []
+
+
+def read_jsonl(folder: Path, clips: Clips) -> Iterator[tuple[str, bool]]:
+    """Every event in its place, and whether it is the one of the manifest (canonical rows, as the digest of a manifest compares them)."""
+    found, due = Manifest(folder / "events.jsonl"), clips.manifest()
+    if found.n_rows != due.n_rows:
+        yield "events.jsonl", False
+        return
+    for ours, theirs in zip(due.pieces(), found.pieces(), strict=True):
+        yield from zip(ours["event_id"], canonical_rows(ours) == canonical_rows(theirs), strict=True)
 
 
 def write_index(files: Store, folder: Path, clips: Clips, progress: Progress) -> list[Receipt]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from beatsight_assets.bundle.plan import SPLITS
 from beatsight_assets.errors import ConfigError, NothingToDo
 from beatsight_assets.interchange import croissant, hf_parquet, lhotse, sessions, webdataset
-from beatsight_assets.interchange.clips import Clips, Fact, fact, open_clips
+from beatsight_assets.interchange.clips import Clips, Fact, fact, open_clips, open_events
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Outcome, Progress, Report, run_stage, silent
 from beatsight_assets.store import Receipt, Store
@@ -31,6 +31,7 @@ class Form:
 
     write: Callable[[Store, Path, Clips, Progress], list[Receipt]]
     read: Callable[[Path, Clips], Iterator[tuple[str, bool]]]
+    has_samples: bool = False  # it can be made of a bundle only
 
 
 def clip_form(
@@ -49,7 +50,7 @@ def clip_form(
             yield name, due.pop(name, None) == _digest(value)
         yield from ((name, False) for name in sorted(due))
 
-    return Form(write, compare)
+    return Form(write, compare, has_samples=True)
 
 
 def _digest(value: Fact) -> bytes:
@@ -65,44 +66,55 @@ FORMS = {
     "audacity": Form(sessions.AUDACITY.write, sessions.AUDACITY.read),
     "svl": Form(sessions.SVL.write, sessions.SVL.read),
     "mirdata-index": Form(sessions.write_index, sessions.read_index),
+    "jsonl": Form(sessions.write_jsonl, sessions.read_jsonl),
 }
 
 
 @dataclass(frozen=True)
 class InterchangeOptions:
-    """Which bundle, and the form it gets: a key of FORMS."""
+    """What is converted, and the form it gets: a key of FORMS.
 
-    bundle: str
+    source : name of a bundle, or the file of a manifest where the form holds no samples
+    """
+
+    source: str | Path
     kind: str
 
 
 def run(settings: Settings, options: InterchangeOptions, *, progress: Progress = silent) -> Report:
     """Write bundles/<bundle>/interchange/<kind>/ and read it back; files appear whole, SOURCE.json comes last.
 
+    A manifest gets manifest/interchange/<its file name>/<kind>/.
+
     Raises
     ------
-    ConfigError `unknown-choice` : no such form
+    ConfigError `unknown-choice` : no such form; `needs-bundle` : a form of samples, and a manifest
     BundleIncomplete : the bundle is not sealed
     InputError `bad-label`, `bad-bundle`, `bundle-changed`, `manifest-changed` : nothing is kept under SOURCE.json
     """
     if options.kind not in FORMS:
         raise ConfigError.unknown_choice("kind", options.kind, FORMS, where="--to")
-    clips = open_clips(settings, options.bundle)
+    if isinstance(options.source, str):
+        clips = open_clips(settings, options.source)
+    elif FORMS[options.kind].has_samples:
+        raise ConfigError(f"{options.kind} holds samples, and a manifest has none. Name a bundle", code="needs-bundle", where="--to")
+    else:
+        clips = open_events(settings, options.source)
     return run_stage(
         settings,
         STAGE,
         version=VERSION,
-        options={"bundle": options.bundle, "kind": options.kind, "bundle_sha256": clips.content_sha256},
-        parents=[("bundle", settings.layout.bundle(options.bundle) / "BUNDLE.json")],
+        options={clips.role: clips.name, "kind": options.kind, f"{clips.role}_sha256": clips.content_sha256},
+        parents=[(clips.role, clips.source)] if clips.source.is_relative_to(settings.layout.root) else [],
         work=lambda: convert(settings, clips, options.kind, progress),
-        partition=f"{options.bundle}.{options.kind}",
+        partition=f"{clips.name}.{options.kind}",
     )
 
 
 def convert(settings: Settings, clips: Clips, kind: str, progress: Progress = silent) -> Outcome:
-    """One form of a bundle, written and read back."""
+    """One form of a bundle or a manifest, written and read back."""
     form, files = FORMS[kind], settings.store
-    folder = settings.layout.bundle(clips.name) / "interchange" / kind
+    folder = clips.folder / kind
     marker = folder / "SOURCE.json"
     with files.lock(folder, f"{STAGE} {kind}"):
         files.remove(marker)
@@ -118,12 +130,12 @@ def convert(settings: Settings, clips: Clips, kind: str, progress: Progress = si
                 wrong += [] if is_same else [name]
                 progress(f"{kind}: {n_items:,} read back")
         if not n_items:
-            raise NothingToDo(f"bundle {clips.name} holds nothing that {kind} can say; nothing was written", code="nothing-to-do")
+            raise NothingToDo(f"{clips.name} holds nothing that {kind} can say; nothing was written", code="nothing-to-do")
         said = {
             "schema": SCHEMA,
             "kind": kind,
-            "bundle": clips.name,
-            "bundle_sha256": clips.content_sha256,
+            clips.role: clips.name,
+            f"{clips.role}_sha256": clips.content_sha256,
             "sample_rate": clips.sample_rate,
             "classes": list(clips.classes),
             "licences": dict(clips.licences),

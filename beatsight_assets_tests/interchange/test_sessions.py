@@ -14,7 +14,8 @@ import pytest
 from defusedxml import ElementTree
 
 from beatsight_assets import events, interchange, midi, store
-from beatsight_assets.errors import InputError, NothingToDo
+from beatsight_assets.bundle.plan import manifest_digest
+from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 from beatsight_assets.events import Hits, Manifest, Session, assemble
 from beatsight_assets.interchange import InterchangeOptions, sessions
 from beatsight_assets.interchange import stage as engine
@@ -133,6 +134,63 @@ def test_an_index_as_mirdata_reads_it(lake: Settings) -> None:
     for path, digest in entries:
         assert hashlib.md5((lake.layout.root / path).read_bytes(), usedforsecurity=False).hexdigest() == digest
     assert all(track["audio"][0].startswith("raw/") and track["audio"][0].endswith(".wav") for track in index["tracks"].values())
+
+
+def test_jsonl_is_the_manifest(lake: Settings) -> None:
+    """Rows and order are those of the Parquet form, for the digest that the bundle was sealed with and for whoever reads both."""
+    report = interchange.run(lake, InterchangeOptions(NAME, "jsonl"))
+    path = lake.layout.at(f"bundles/{NAME}/interchange/jsonl/events.jsonl")
+    table = events.read_events(lake.layout.annotated)
+    assert report.passed and report.figures["items"] == table.height
+    assert (
+        manifest_digest(path)
+        == manifest_digest(lake.layout.annotated)
+        == store.read_json(lake.layout.at(f"bundles/{NAME}/metadata.json"))["manifest_sha256"]
+    )
+    assert path.read_bytes() == events.to_jsonl(table)
+    assert events.read_events(path)["event_id"].equals(table["event_id"])
+
+
+@pytest.mark.parametrize("change", ["lost", "moved", "other", "label"])
+def test_jsonl_that_is_not_the_manifest_is_red(lake: Settings, change: str) -> None:
+    """A line lost, two lines exchanged, an onset 1 us later, another component: each is told."""
+    clips = open_clips(lake, NAME)
+    engine.convert(lake, clips, "jsonl")
+    path = lake.layout.at(f"bundles/{NAME}/interchange/jsonl/events.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if change == "lost":
+        rows = rows[:-1]
+    elif change == "moved":
+        rows[3], rows[4] = rows[4], rows[3]
+    elif change == "other":
+        rows[5]["onset_time"] = round(rows[5]["onset_time"] + 1e-6, 6)
+    else:
+        rows[5]["components"][0]["label"] = "china"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wrong = [name for name, same in engine.FORMS["jsonl"].read(path.parent, clips) if not same]
+    assert wrong == {"lost": ["events.jsonl"], "moved": [rows[4]["event_id"], rows[3]["event_id"]]}.get(change, [rows[5]["event_id"]])
+
+
+@pytest.mark.parametrize("kind", interchange.FORMS)
+def test_a_manifest_has_the_forms_that_hold_no_samples(lake: Settings, kind: str) -> None:
+    """Parquet and JSONL of one manifest give equal files; a form of samples is refused before anything is written."""
+    jsonl = lake.layout.at("manifest/own.jsonl")
+    lake.store.publish(jsonl, events.to_jsonl(events.read_events(lake.layout.annotated)))
+    if engine.FORMS[kind].has_samples:
+        with pytest.raises(ConfigError, match="needs-bundle"):
+            interchange.run(lake, InterchangeOptions(jsonl, kind))
+        assert not lake.layout.at("manifest/interchange").exists()
+        return
+    found = []
+    for path in (lake.layout.annotated, jsonl):
+        report = interchange.run(lake, InterchangeOptions(path, kind))
+        folder = lake.layout.at(f"manifest/interchange/{path.name}/{kind}")
+        assert report.passed and store.read_json(folder / "SOURCE.json")["manifest"] == path.name
+        found.append(
+            {p.name: store.hash_file(p) for p in folder.rglob("*") if p.is_file() and p.name not in ("SOURCE.json", "index.json", ".lock")}
+        )
+        assert interchange.run(lake, InterchangeOptions(path, kind)).reused
+    assert found[0] == found[1] and found[0]
 
 
 def test_names_of_files_are_safe_and_differ() -> None:
