@@ -42,6 +42,9 @@ def checksums_command(session: Session, root: str, output: Path | None, update: 
 @click.option("--recompute-digests", is_flag=True, help="And have the listed digest; reads the files.")
 @click.option("--max-checks", type=click.IntRange(min=1), help="Only so many files per dataset, the same for equal --seed.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--checksums", type=click.Path(path_type=Path), help="A checksum list, or an index of mirdata (.json), instead of the dataset's."
+)
 @click.option("--no-extra", is_flag=True, help="Files that the list does not name are a failure.")
 def integrity_command(
     session: Session,
@@ -50,14 +53,16 @@ def integrity_command(
     recompute_digests: bool,
     max_checks: int | None,
     seed: int,
+    checksums: Path | None,
     no_extra: bool,
 ) -> int:
     from beatsight_assets.manifest import integrity
 
     settings = session.settings
+    is_listed = verify_manifests or recompute_digests or checksums is not None
     reports = []
     for name in integrity.chosen_datasets(settings, names):
-        options = integrity.IntegrityOptions(name, verify_manifests or recompute_digests, recompute_digests, max_checks, seed, no_extra)
+        options = integrity.IntegrityOptions(name, is_listed, recompute_digests, max_checks, seed, no_extra, checksums)
         reports.append(integrity.run(settings, options, progress=session.progress))
     payload = {"passed": all(r.passed for r in reports), "datasets": [r.to_json() for r in reports]}
     settings.store.publish_json(settings.layout.report("ingest", "integrity.json"), payload)

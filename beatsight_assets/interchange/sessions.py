@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import md5, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from beatsight_assets.errors import InputError
 from beatsight_assets.events import CLOSED_PEDAL, Manifest, hits_with_onsets
 from beatsight_assets.interchange.clips import Clips, require_plain_labels
 from beatsight_assets.manifest import forms
+from beatsight_assets.manifest.integrity import md5_of
 from beatsight_assets.stages import Progress
 from beatsight_assets.store import Receipt, Store, is_plain_path, printable, read_bytes, read_json
 from beatsight_assets.taxonomy import DRUM_MIX, HIHATS_WITH_OPENNESS, Taxonomy
@@ -252,7 +253,7 @@ def write_index(files: Store, folder: Path, clips: Clips, progress: Progress) ->
         audio = clips.find_audio(session.source_set, session.events["audio_path"][0])
         named = audio is not None and audio.is_relative_to(clips.root)
         track = {
-            "audio": [audio.relative_to(clips.root).as_posix(), _md5(audio)] if audio is not None and named else [None, None],
+            "audio": [audio.relative_to(clips.root).as_posix(), md5_of(audio)] if audio is not None and named else [None, None],
             "events": _entry(folder / f"{session.stem}.jsonl", clips.root),
         }
         tracks[session.stem] = track
@@ -268,17 +269,9 @@ def read_index(folder: Path, clips: Clips) -> Iterator[tuple[str, bool]]:
     index = read_json(folder / "index.json")
     for session in sessions(clips):
         track = index["tracks"].get(session.stem, {})
-        sound = all(path is None or _md5(clips.root / path) == digest for path, digest in track.values())
+        sound = all(path is None or md5_of(clips.root / path) == digest for path, digest in track.values())
         yield session.stem, len(track) == 2 and sound and _check_events(folder / session.stem, session, clips)
 
 
 def _entry(path: Path, root: Path) -> list[str]:
-    return [path.relative_to(root).as_posix(), _md5(path)]
-
-
-def _md5(path: Path) -> str:
-    digest = md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return [path.relative_to(root).as_posix(), md5_of(path)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
 
 from beatsight_assets import store
 from beatsight_assets.errors import BeatSightError, ConfigError, InputError
+from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources.trees import Tree, find_roots
 from beatsight_assets.stages import Outcome, Progress, Report, run_stage, silent
@@ -23,6 +24,8 @@ VERSION = "2"
 STAGE = "raw_integrity"
 GATE = "raw_integrity"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")  # everything after column 66 is the path: double blanks and `#` survive
+MD5 = re.compile(r"[0-9a-f]{32}")
+OF_MANY, OF_ONE = ("tracks", "multitracks"), ("metadata", "records")  # parts of an index: entries by id, and entries
 MAX_LIST_BYTES = 1 << 30
 SHOWN = 20
 
@@ -35,6 +38,7 @@ class IntegrityOptions:
     recompute : read the files and compare their digests; remembered digests do not count, bit rot keeps size and time
     max_checks : of the listed files only this many, the same for equal `seed`
     no_extra : files that the list does not name are a failure
+    checksums : a checksum list, or an index of mirdata (.json), instead of the one of the dataset
     """
 
     source_set: str
@@ -43,6 +47,7 @@ class IntegrityOptions:
     max_checks: int | None = None
     seed: int = 0
     no_extra: bool = False
+    checksums: Path | None = None
 
 
 def checksum_path(settings: Settings, source_set: str) -> Path:
@@ -91,6 +96,66 @@ def read_checksums(path: Path) -> dict[str, str]:
     return found
 
 
+def md5_of(path: Path) -> str:
+    """md5 (hex) of a file: what indexes of mirdata state.
+
+    Raises
+    ------
+    InputError, StoreError : as `store.open_regular`
+    """
+    digest = md5(usedforsecurity=False)
+    with store.open_regular(path) as file:
+        while block := file.read(store.BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_mirdata_index(path: Path, prefixes: Sequence[str]) -> dict[str, str]:
+    """path below a root of the dataset -> md5, of an index as mirdata writes it: `{tracks: {id: {name: [path, md5]}}, metadata: {name: ...}}`.
+
+    Parameters
+    ----------
+    prefixes : the roots of the dataset as paths below the data root. An index of ours (`bundle convert --to mirdata-index`) counts its paths
+        from there: if one of its paths lies in such a root, those that lie in none are of other datasets and are left out
+
+    Raises
+    ------
+    InputError `missing-input`, `bad-metadata`; `bad-checksum-line` : an entry that is none, or one file with two digests; `path-escape`
+    """
+    index = parse_json(store.read_bytes(path, max_bytes=MAX_LIST_BYTES), where=path.name)
+
+    def refuse(at: str, text: str, code: str = "bad-checksum-line") -> InputError:
+        return InputError(f"{store.printable(at)[:120]}: {text}", code=code, where=path.name)
+
+    def named(value: Any, at: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise refuse(at, "an object is due")
+        return value
+
+    whole = named(index, "the index")
+    if "tracks" not in whole and "multitracks" not in whole:
+        raise refuse("the index", "neither tracks nor multitracks; it is none of mirdata")
+    groups = [(f"{part} {i}", entries) for part in OF_MANY for i, entries in named(whole.get(part, {}), part).items()]
+    groups += [(part, whole[part]) for part in OF_ONE if whole.get(part) is not None]
+    found: dict[str, str] = {}
+    for at, entries in groups:
+        for name, entry in named(entries, at).items():
+            if (at.startswith("multitracks ") and name == "tracks") or entry == [
+                None,
+                None,
+            ]:  # ids of its tracks; a file that the dataset lacks
+                continue
+            if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry) and MD5.fullmatch(entry[1])):
+                raise refuse(f"{at}, {name}", "not [path, md5]")
+            relpath, digest = entry
+            if not store.is_plain_path(relpath):
+                raise refuse(f"{at}, {name}", f"{store.printable(relpath)[:120]!r} is no plain relative path", "path-escape")
+            if found.setdefault(relpath, digest) != digest:
+                raise refuse(f"{at}, {name}", f"{store.printable(relpath)[:120]} has two digests")
+    below = {p.removeprefix(f"{root}/"): digest for p, digest in found.items() for root in prefixes if p.startswith(f"{root}/")}
+    return below or found
+
+
 def measure(settings: Settings, options: IntegrityOptions, progress: Progress = silent) -> dict[str, Any]:
     """What is there and what is missing, as figures; reads the disk every time."""
     source_set = options.source_set
@@ -119,16 +184,24 @@ def measure(settings: Settings, options: IntegrityOptions, progress: Progress = 
         "listed": None,
     }
     if options.verify_manifests:
-        path = checksum_path(settings, source_set)
-        if path.is_file() or config.checksum_manifest is not None:
+        path = options.checksums or checksum_path(settings, source_set)
+        if path.is_file() or options.checksums or config.checksum_manifest is not None:
             progress(f"{source_set}: comparing with {path.name}")
-            found["listed"] = _compare(settings, options, read_checksums(path), trees)
+            if path.suffix == ".json":
+                home = settings.layout.root
+                prefixes = [r.relative_to(home).as_posix() for r in settings.raw_roots(source_set) if r.is_relative_to(home)]
+                listed, is_md5 = read_mirdata_index(path, prefixes), True
+            else:
+                listed, is_md5 = read_checksums(path), False
+            found["listed"] = _compare(settings, options, path, listed, is_md5, trees)
         else:
             found["has_no_list"] = True
     return found
 
 
-def _compare(settings: Settings, options: IntegrityOptions, listed: dict[str, str], trees: Sequence[Tree]) -> dict[str, Any]:
+def _compare(
+    settings: Settings, options: IntegrityOptions, path: Path, listed: dict[str, str], is_md5: bool, trees: Sequence[Tree]
+) -> dict[str, Any]:
     chosen = sorted(listed)
     if options.max_checks is not None and options.max_checks < len(chosen):
         chosen = sorted(chosen, key=lambda p: (sha256(f"{options.seed}:{p}".encode(errors="surrogateescape")).digest(), p))
@@ -139,9 +212,10 @@ def _compare(settings: Settings, options: IntegrityOptions, listed: dict[str, st
     resized = [p for p, t in there if sizes.get(p, t.files[p].n_bytes) != t.files[p].n_bytes]
     changed: list[str] = []
     if options.recompute:
-        digests = settings.store.sha256_all([t.root / p for p, t in there], fresh=True)
+        files = [t.root / p for p, t in there]
+        digests = [_md5_or_error(f) for f in files] if is_md5 else settings.store.sha256_all(files, fresh=True)
         changed = [p for (p, _), digest in zip(there, digests, strict=True) if digest != listed[p]]
-    own = checksum_path(settings, options.source_set).resolve()
+    own = path.resolve()
     every = {
         p for t in trees for p in t.files if not p.endswith(".tmp") and (p.rpartition("/")[2] != own.name or (t.root / p).resolve() != own)
     }
@@ -157,6 +231,13 @@ def _compare(settings: Settings, options: IntegrityOptions, listed: dict[str, st
         "first": [store.printable(p) for p in (*missing, *resized, *changed)][:SHOWN],
         "first_unlisted": [store.printable(p) for p in unlisted[:SHOWN]],
     }
+
+
+def _md5_or_error(path: Path) -> str | BeatSightError:
+    try:
+        return md5_of(path)
+    except BeatSightError as error:
+        return error
 
 
 def _ingested_sizes(settings: Settings, source_set: str) -> dict[str, int]:
@@ -179,7 +260,8 @@ def run(settings: Settings, options: IntegrityOptions, *, progress: Progress = s
     Raises
     ------
     ConfigError `unknown-choice`
-    InputError `missing-input`, `bad-checksum-line` : the configured checksum list is not there, or a line of it is damaged
+    InputError `missing-input`, `bad-checksum-line` : the configured checksum list is not there, or a line of it is damaged; for an index of
+        mirdata also `bad-metadata`, `path-escape`
     """
     source_set, _ = settings.dataset(options.source_set)
     options = IntegrityOptions(**{**vars(options), "source_set": source_set})
@@ -203,7 +285,7 @@ def run(settings: Settings, options: IntegrityOptions, *, progress: Progress = s
             ],
         )
 
-    identity = {k: v for k, v in vars(options).items() if k != "source_set"}
+    identity = {k: v for k, v in vars(options).items() if k not in ("source_set", "checksums")}
     seen = sha256(store.to_json_bytes(found)).hexdigest()
     return run_stage(settings, STAGE, partition=source_set, version=VERSION, options={**identity, "found": seen}, parents=(), work=work)
 

@@ -20,6 +20,7 @@ from beatsight_assets.events import Hits, Manifest, Session, assemble
 from beatsight_assets.interchange import InterchangeOptions, sessions
 from beatsight_assets.interchange import stage as engine
 from beatsight_assets.interchange.clips import open_clips
+from beatsight_assets.manifest import integrity
 from beatsight_assets.settings import Settings
 from beatsight_assets.taxonomy import DRUM_MIX, Taxonomy, Voice
 from beatsight_assets_tests.interchange.conftest import NAME
@@ -134,6 +135,9 @@ def test_an_index_as_mirdata_reads_it(lake: Settings) -> None:
     for path, digest in entries:
         assert hashlib.md5((lake.layout.root / path).read_bytes(), usedforsecurity=False).hexdigest() == digest
     assert all(track["audio"][0].startswith("raw/") and track["audio"][0].endswith(".wav") for track in index["tracks"].values())
+    path = lake.layout.at(f"bundles/{NAME}/interchange/mirdata-index/index.json")
+    judged = integrity.run(lake, integrity.IntegrityOptions(SOURCE, verify_manifests=True, recompute=True, checksums=path))
+    assert judged.passed and judged.figures["checked"] == 3  # `raw integrity --checksums` takes it
 
 
 def test_jsonl_is_the_manifest(lake: Settings) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -122,6 +124,81 @@ def test_a_damaged_line_is_named(settings: Settings, raw: Path, line: str) -> No
     assert (failure.value.code, failure.value.exit_code) == ("bad-checksum-line", 3)
 
 
+def entry(root: Path, relpath: str) -> list[str]:
+    """An entry of an index of mirdata."""
+    return [relpath, hashlib.md5((root / relpath).read_bytes(), usedforsecurity=False).hexdigest()]
+
+
+def mirdata_index(root: Path, prefix: str = "") -> dict[str, Any]:
+    """Three takes as mirdata indexes them."""
+    tracks = {n: {"audio": entry(root, f"audio/{n}.wav"), "midi": entry(root, f"midi/{n}.mid"), "chords": [None, None]} for n in "abc"}
+    index = {"version": "1.0", "tracks": tracks, "metadata": {"note": entry(root, "#hash.txt")}}
+    for one in (*tracks.values(), index["metadata"]):
+        for pair in one.values():
+            pair[0] = pair[0] and prefix + pair[0]
+    return index
+
+
+@pytest.mark.parametrize("prefix", ["", f"raw/{NAME}/"])
+def test_an_index_of_mirdata_is_a_checksum_list(settings: Settings, raw: Path, tmp_path: Path, prefix: str) -> None:
+    """Paths from the dataset's folder or from the data root: good, then a byte changed, then a file gone; what it lacks is not missing."""
+    assert raw == settings.layout.root / "raw" / NAME
+    path = tmp_path / "index.json"
+    index = mirdata_index(raw, prefix)
+    if prefix:
+        index["tracks"]["of another dataset"] = {"audio": ["raw/elsewhere/x.wav", "0" * 32]}
+        index["metadata"]["events"] = ["bundles/b/interchange/mirdata-index/x.jsonl", "0" * 32]
+    path.write_text(json.dumps(index))
+    options = {"verify_manifests": True, "recompute": True, "checksums": path}
+    report = run(settings, IntegrityOptions(NAME, **options))  # type: ignore[arg-type]
+    assert report.passed and (report.figures["lines"], report.figures["checked"], report.figures["unlisted"]) == (7, 7, 4)
+    before = (raw / "audio/b.wav").stat()
+    data = bytearray((raw / "audio/b.wav").read_bytes())
+    data[60] ^= 1
+    (raw / "audio/b.wav").write_bytes(data)
+    os.utime(raw / "audio/b.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert rules(settings, **options)["listed_files"] == (False, 1)
+    assert rules(settings, verify_manifests=True, checksums=path)["listed_files"] == (True, 0)
+    (raw / "midi/a.mid").unlink()
+    assert rules(settings, **options)["listed_files"] == (False, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ('{"tracks": {"a": {"audio": ["../../etc/passwd", "%s"]}}}', "path-escape"),
+        ('{"tracks": {"a": {"audio": ["/etc/passwd", "%s"]}}}', "path-escape"),
+        ('{"tracks": {"a": {"audio": ["C:\\\\x", "%s"]}}}', "path-escape"),
+        ('{"tracks": {"a": {"audio": ["a\\u0000b", "%s"]}}}', "path-escape"),
+        ('{"tracks": {"a": {"x": ["f", "%s"], "y": ["f", "11111111111111111111111111111111"]}}}', "bad-checksum-line"),
+        ('{"tracks": {"a": {"audio": ["f", "abc"]}}, "x": "%s"}', "bad-checksum-line"),
+        ('{"tracks": {"a": {"audio": [["f"], "%s"]}}}', "bad-checksum-line"),
+        ('{"tracks": {"a": {"audio": "%s"}}}', "bad-checksum-line"),
+        ('{"tracks": ["%s"]}', "bad-checksum-line"),
+        ('["%s"]', "bad-checksum-line"),
+        ('{"version": "%s"}', "bad-checksum-line"),
+        ('{"tracks": {"a": {}, "a": {}}, "x": "%s"}', "bad-metadata"),
+        ('{"tracks": "%s"', "bad-metadata"),
+        ("[" * 100_000 + '"%s"', "bad-metadata"),
+    ],
+)
+def test_a_hostile_index_is_refused_before_a_file_is_opened(settings: Settings, raw: Path, tmp_path: Path, content: str, code: str) -> None:
+    """Paths that leave the folder, entries that are none, two digests of one file, JSON that is none: exit code 3 with a word for each."""
+    path = tmp_path / "index.json"
+    path.write_text(content % ("0" * 32))
+    with pytest.raises(InputError) as failure:
+        run(settings, IntegrityOptions(NAME, verify_manifests=True, recompute=True, checksums=path))
+    assert (failure.value.code, failure.value.exit_code) == (code, 3)
+
+
+def test_an_index_may_stand_in_the_config(settings: Settings, raw: Path) -> None:
+    """`checksum_manifest: manifest/demo_index.json`."""
+    settings.store.publish_json(settings.layout.at("manifest/demo_index.json"), mirdata_index(raw))
+    assert rules(with_config(settings, checksum_manifest="manifest/demo_index.json"), verify_manifests=True, recompute=True)[
+        "listed_files"
+    ][0]
+
+
 def test_absent_optional_and_several_roots(settings: Settings, raw: Path, tmp_path: Path) -> None:
     """Absent fails; absent and optional is listed as that; an empty root is none; `all` and `any` of several."""
     gone = with_config(settings, roots=("raw/nowhere",), optional=False)
@@ -188,7 +265,10 @@ def test_the_commands_tell_the_truth(settings: Settings, raw: Path) -> None:
     assert call("raw", "checksums", "demo", "--json")[0] == 0
     assert call("raw", "integrity", "demo", "--recompute-digests", "--no-extra")[0] == 0
     assert call("raw", "presence", "--all")[0] == 0
+    (raw / "index.json").write_text(json.dumps(mirdata_index(raw)))
+    assert call("raw", "integrity", "demo", "--recompute-digests", "--checksums", str(raw / "index.json"))[0] == 0
     (raw / "midi/b.mid").unlink()
+    assert call("raw", "integrity", "demo", "--checksums", str(raw / "index.json"))[0] == 1
     assert call("raw", "integrity", "demo", "--verify-manifests")[0] == 1
     code, out = call("raw", "presence", "demo", "--json")
     assert code == 1 and json.loads(out)["datasets"][0]["missing_sessions"] == ["midi/b.mid"]
