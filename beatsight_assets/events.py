@@ -579,6 +579,18 @@ class Manifest:
             yield self.read(start, end, columns)
             start = end
 
+    def parts(self, ends: Iterable[int], *, rows: int = PIECE_ROWS) -> Iterator[pl.DataFrame]:
+        """Rows up to each of `ends`, from the end before; they rise. Every row group is decoded once, where `read` does it for each slice."""
+        pieces, held, start = self.pieces(rows=rows), [empty_frame()], 0
+        for end in ends:
+            while sum(part.height for part in held) < end - start:
+                held.append(next(pieces))
+            joined = pl.concat(held)
+            held[:] = joined[end - start :], joined[: end - start]
+            del joined  # what is yielded is not kept
+            start = end
+            yield held.pop()
+
     @cached_property
     def runs(self) -> pl.DataFrame:
         """Runs of rows of one session: source_set, session_id, first row."""

@@ -921,12 +921,19 @@ def _row_groups(frames: Iterable[pl.DataFrame], schema: Mapping[str, Any]) -> It
         if n_waiting >= ROW_GROUP_ROWS:
             joined = pl.concat(waiting)
             while joined.height >= ROW_GROUP_ROWS:
-                yield joined[:ROW_GROUP_ROWS].rechunk()
+                yield _in_parts(joined[:ROW_GROUP_ROWS])
                 n_given += 1
                 joined = joined[ROW_GROUP_ROWS:]
             waiting, n_waiting = [joined], joined.height
     if n_waiting or not n_given:
-        yield pl.concat(waiting).rechunk() if waiting else pl.DataFrame(schema=dict(schema))
+        yield _in_parts(pl.concat(waiting) if waiting else pl.DataFrame(schema=dict(schema)))
+
+
+def _in_parts(group: pl.DataFrame) -> pl.DataFrame:
+    """A row group that the writer has to join first: of one that is a part of a longer column of lists it would cut smaller pages."""
+    import polars as pl
+
+    return pl.concat([group[:1], group[1:]])
 
 
 def _from_os(error: OSError, where: str, n_bytes: int, *, is_new: bool) -> StoreError:

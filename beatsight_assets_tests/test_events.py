@@ -304,3 +304,13 @@ def test_extras_of_a_session_stand_in_the_order_of_keys() -> None:
     ]
     assert texts[2] == '{"collapsed_hits":1,"confidence":1.0,"label_source":"midi","offsets_us":[0,2000]}'
     assert texts[5] == '{"channel":1,"confidence":1.0,"label_source":"midi"}'
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50, 1_000])
+@pytest.mark.parametrize("ends", [[100], [1, 2, 99, 100], [30, 30, 60, 100], []])
+def test_parts_of_a_manifest_are_its_rows_between_the_ends(ends: list[int], rows: int) -> None:
+    """Wherever pieces of reading end, each part holds the rows from the end before to its own."""
+    frame = frame_of(*(("kick", 50_000 * i, 0.5) for i in range(100)))
+    found = list(events.Manifest(frame).parts(ends, rows=rows))
+    assert [part.height for part in found] == np.diff([0, *ends]).tolist()
+    assert all(part.equals(frame[start:end]) for part, start, end in zip(found, [0, *ends], ends, strict=False))

@@ -319,6 +319,21 @@ def test_equal_objects_and_frames_give_equal_bytes(keep: Store, data_root: Path)
     assert pl.read_parquet_metadata(data_root / "c.parquet")["beatsight"] == "{}"
 
 
+def test_bytes_of_a_table_do_not_tell_how_it_was_held(keep: Store, data_root: Path) -> None:
+    """A part of a longer table, a copy of its rows, and the same rows in pieces are one file, columns of lists included."""
+    names = pl.Series([f"voice {i % 7}" for i in range(400_000)])
+    longer = pl.DataFrame({"hits": names.reshape((100_000, 4)).arr.to_list()}).with_row_index("row")
+    part = longer[:30_000]
+    ways = {
+        "part": [part],
+        "copy": [part[list(range(30_000))]],
+        "pieces": [part[:1], part[1:20_000], part[20_000:]],
+        "chunks": [pl.concat([part[:5], part[5:]])],
+    }
+    digests = {way: keep.publish_frames(data_root / f"{way}.parquet", frames, part.schema).sha256 for way, frames in ways.items()}
+    assert len(set(digests.values())) == 1, digests
+
+
 @pytest.mark.parametrize(("value", "code"), [(float("nan"), "not-finite"), (float("inf"), "not-finite"), ("\ud800", "not-text")])
 def test_json_that_nobody_could_read_is_not_written(keep: Store, data_root: Path, value: object, code: str) -> None:
     """A report contains no NaN, no Infinity and no text that UTF-8 cannot hold."""

@@ -116,9 +116,11 @@ def merged_pieces(manifests: Sequence[Manifest], figures: MergeFigures) -> Itera
     IdConflict : after the last piece, so that all conflicts are known; whoever publishes has not published yet
     """
     inputs = [m if m.in_order() else Manifest(m.read().sort(ORDER, maintain_order=True)) for m in manifests if m.n_rows]
+    plan = list(_plan(inputs))
+    readers = [m.parts([end for part in plan for of, end in part if of == i]) for i, m in enumerate(inputs)]
     hashes = []
-    for slices in _plan(inputs):
-        piece, n_collapsed = _collapsed(_sorted([inputs[i].read(start, end) for i, start, end in slices]))
+    for part in plan:
+        piece, n_collapsed = _collapsed(_sorted([next(readers[i]) for i, _ in part]))
         figures.n_rows += piece.height
         figures.n_collapsed += n_collapsed
         for name, _, group in piece.select(*SESSION_KEY, "group_id").filter(pl.Series(session_starts(piece))).iter_rows():
@@ -131,8 +133,8 @@ def merged_pieces(manifests: Sequence[Manifest], figures: MergeFigures) -> Itera
         raise IdConflict.of(conflicts)
 
 
-def _plan(inputs: Sequence[Manifest]) -> Iterator[list[tuple[int, int, int]]]:
-    """(input, first row, end row) of each piece of the union: every session whole, with the rows that all inputs have of it."""
+def _plan(inputs: Sequence[Manifest]) -> Iterator[list[tuple[int, int]]]:
+    """(input, end row) of each piece of the union: every session whole, with the rows that all inputs have of it."""
     if not inputs:
         return
     runs = pl.concat(
@@ -144,25 +146,23 @@ def _plan(inputs: Sequence[Manifest]) -> Iterator[list[tuple[int, int, int]]]:
     starts = session_starts(runs)
     piece = ((runs["end"] - runs["row"]).cum_sum().to_numpy() - 1) // PIECE_ROWS
     piece = np.maximum.accumulate(piece[np.maximum.accumulate(np.where(starts, np.arange(runs.height), 0))])  # where its session begins
-    spans = (
-        runs.with_columns(piece=pl.Series(piece))
-        .group_by("piece", "input", maintain_order=True)
-        .agg(pl.col("row").min(), pl.col("end").max())
-    )
-    for _, part in spans.group_by("piece", maintain_order=True):
-        yield list(part.select("input", "row", "end").iter_rows())
+    ends = runs.with_columns(piece=pl.Series(piece)).group_by("piece", "input", maintain_order=True).agg(pl.col("end").max())
+    for _, part in ends.group_by("piece", maintain_order=True):
+        yield list(part.select("input", "end").iter_rows())
 
 
 def _sorted(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """One table in ORDER from parts whose sessions are."""
+    """One table in ORDER from parts whose sessions are; nothing is moved where the parts follow each other."""
     frame = pl.concat(parts)
-    if len(parts) == 1:
-        onset = frame["onset_time"].to_numpy()
-        rises = onset[1:] > onset[:-1]
-        at = 1 + np.flatnonzero(~rises & ~session_starts(frame)[1:])  # rows that do not come after the one before by time alone
-        ids = frame["event_id"]
-        if ((onset[at] == onset[at - 1]) & (ids.gather(at) >= ids.gather(at - 1)).to_numpy()).all():
-            return frame
+    starts, onset, ids = session_starts(frame), frame["onset_time"].to_numpy(), frame["event_id"]
+    begun = frame.select(SESSION_KEY).filter(pl.Series(starts)).select(pl.struct(SESSION_KEY).alias("key"))["key"]
+    at = 1 + np.flatnonzero(~(onset[1:] > onset[:-1]) & ~starts[1:])  # rows that do not come after the one before by time alone
+    if (
+        begun.is_sorted()
+        and begun.n_unique() == begun.len()
+        and ((onset[at] == onset[at - 1]) & (ids.gather(at) >= ids.gather(at - 1)).to_numpy()).all()
+    ):
+        return frame
     order = frame.select(ORDER).with_row_index("row").sort(ORDER, maintain_order=True)["row"]
     return frame.rechunk()[order]  # gathering nested columns from many chunks is 15 times slower than from one
 
@@ -176,7 +176,9 @@ def _collapsed(frame: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     runs = np.cumsum(np.append(True, np.diff(twins) > 1)) - 1
     first = twins[np.append(True, np.diff(twins) > 1)][runs] - 1  # of the rows with this id
     same = np.ones(twins.size, dtype=bool)
-    rows, kept = frame[twins], frame[first]
+    known = np.union1d(twins, first)
+    few = frame.filter(pl.Series(np.isin(np.arange(frame.height), known))).rechunk()
+    rows, kept = few[np.searchsorted(known, twins)], few[np.searchsorted(known, first)]
     for name in frame.columns:
         same &= rows[name].eq_missing(kept[name]).to_numpy()
     keep = np.ones(frame.height, dtype=bool)
