@@ -11,7 +11,7 @@ import mido
 import numpy as np
 import pytest
 
-from beatsight_assets.midi import DAY_US, MidiError, MidiFile, bar_beat_at, meter_at, read_midi, tempo_bpm_at, write_midi
+from beatsight_assets.midi import DAY_US, MidiError, MidiFile, bar_beat_at, meter_at, read_midi, read_midis, tempo_bpm_at, write_midi
 from beatsight_assets.units import rng_for
 
 SHARED = Path(os.environ.get("BEATSIGHT_SHARED_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
@@ -318,6 +318,59 @@ def test_300_generated_files_equal_mido() -> None:
         assert_equals_mido(data, midi)
         n_notes += expected
     assert n_notes > 4_000
+
+
+def plain_track(rng: np.random.Generator) -> bytes:
+    """Long rows of notes, pedal moves and pressure: statuses left out as often as is legal, now and then a text or a program change between."""
+    out, last = bytearray(), -1
+    deltas = [[0, 1, 20, 127], [128, 300, 16_383], [0, 1, 127, 128, 300, 16_384]][int(rng.integers(0, 3))]
+    for _ in range(int(rng.integers(0, 200))):
+        out += varint(int(rng.choice(deltas)))
+        if rng.random() < 0.04:
+            out += [b"\xff\x01\x03\x07\xa1\x20", b"\xf0\x02\x11\xf7", b"\xc9\x05", b"\xd9\x07"][int(rng.integers(0, 4))]
+            last = -1
+            continue
+        status = int(rng.choice([0x99, 0x99, 0x99, 0x89, 0xB9, 0xA9, 0xE9]))
+        data = (int(rng.choice([4, 36, 38, 46])), int(rng.integers(0, 128)))
+        out += bytes(data if status == last and rng.random() < 0.9 else (status, *data))
+        last = status
+    return bytes(out) + END
+
+
+def test_rows_of_plain_events_equal_mido() -> None:
+    """R8: with and without running status, deltas of one to three bytes, interrupted by other events; several files and tracks at once."""
+    files = []
+    for i in range(150):
+        rng = rng_for(13, "plain", str(i))
+        n_tracks = int(rng.integers(1, 4))
+        files.append(smf(*(plain_track(rng) for _ in range(n_tracks)), midi_format=int(n_tracks > 1)))
+    for data, found in zip(files, read_midis(files), strict=True):
+        assert isinstance(found, MidiFile) and found.problems == ()
+        assert_equals_mido(data, found)
+
+
+def columns_of(found: MidiFile | MidiError) -> list[object]:
+    """All that a file says, in a form that can be compared."""
+    if isinstance(found, MidiError):
+        return [found.code, str(found)]
+    tables = (found.notes, found.aftertouch, found.tempos, found.meters)
+    columns = [getattr(table, name).tolist() for table in tables for name in table.__slots__]
+    return [*columns, found.division, found.problems, found.end_us, found.texts]
+
+
+def test_files_read_at_once_are_those_read_one_by_one() -> None:
+    """A file, sound or damaged, says the same whatever is read with it; an error stands in its place."""
+    files = [
+        mutate(random_file(str(i % 50))[0], rng_for(14, "batch", str(i))) if i % 3 else random_file(str(i % 50))[0] for i in range(300)
+    ]
+    alone = []
+    for data in files:
+        try:
+            alone.append(columns_of(read_midi(data)))
+        except MidiError as error:
+            alone.append(columns_of(error))
+    assert [columns_of(found) for found in read_midis(files)] == alone
+    assert read_midis([]) == []
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:

@@ -6,7 +6,7 @@ source modules).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -77,40 +77,78 @@ def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performa
     ------
     midi.MidiError : codes of `midi.read_midi`
     """
-    file = midi.read_midi(data)
+    (found,) = read_performances([data], taxonomy, note_map)
+    if isinstance(found, midi.MidiError):
+        raise found
+    return found
+
+
+def read_performances(files: Sequence[bytes], taxonomy: Taxonomy, note_map: str) -> list[Performance | midi.MidiError]:
+    """`read_performance` of many files at once, a third of the work for files of a few kilobytes; an error stands in the place of its file."""
+    found = midi.read_midis(files)
+    sound = [file for file in found if isinstance(file, midi.MidiFile)]
     table = note_table(taxonomy, note_map)
-    voices = table.voices
-    voice_of = table.voice_of[file.notes.note]
-    kept = np.flatnonzero(voice_of >= 0)
-    voice_of = voice_of[kept]
-    n_unmapped = len(file.notes.note) - len(kept)
-    stated = table.stated[voice_of]
-    pedal = np.where(table.is_hat[voice_of] & np.isnan(stated), file.notes.cc4[kept], -1).astype(np.int32)
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(file.notes, name) for file in sound]) if sound else np.empty(0, np.uint8)
+
+    voice = table.voice_of[joined("note")]
+    kept = np.flatnonzero(voice >= 0)
+    bounds = kept.searchsorted(np.cumsum([0, *(len(file.notes.note) for file in sound)])).tolist()
+    voice = voice.take(kept)
+    tick, onset_us = joined("tick").take(kept), joined("onset_us").take(kept)
+    velocity = (joined("velocity").take(kept) / 127.0).astype(np.float32)
+    openness = table.stated[voice]
+    is_unstated = np.isnan(openness)
+    pedal = np.where(table.is_hat[voice] & is_unstated, joined("cc4").take(kept), -1).astype(np.int32)
     if table.closed_pedal is not None:
-        heard = openness_from_pedal(np.where(table.has_openness[voice_of], pedal, -1), closed_at=table.closed_pedal)
-        stated = np.where(np.isnan(stated), heard, stated)
-    tick = file.notes.tick[kept]
+        heard = openness_from_pedal(np.where(table.has_openness[voice], pedal, -1), closed_at=table.closed_pedal)
+        openness = np.where(is_unstated, heard, openness)
+    performances: list[Performance | midi.MidiError] = []
+    n = 0
+    for file in found:
+        if isinstance(file, midi.MidiFile):
+            own = slice(bounds[n], bounds[n + 1])
+            columns = (onset_us[own], voice[own], velocity[own], openness[own], pedal[own])
+            performances.append(_performance(file, table, tick[own], *columns))
+            n += 1
+        else:
+            performances.append(file)
+    return performances
+
+
+def _performance(
+    file: midi.MidiFile,
+    table: NoteTable,
+    tick: NDArray[np.int64],
+    onset_us: NDArray[np.int64],
+    voice: NDArray[np.int64],
+    velocity: NDArray[np.float32],
+    openness: NDArray[np.float32],
+    pedal: NDArray[np.int32],
+) -> Performance:
+    """The performance of a file from the columns of its mapped notes."""
     numerator, denominator = midi.meter_at(file, tick)
     packed = numerator * 256 + denominator
-    is_one = len(packed) > 0 and packed.min() == packed.max()  # almost all files; `unique` would sort for it
+    is_one = len(packed) > 0 and packed[0] == packed[-1] and len(file.meters.tick) <= 1  # almost all files; `unique` would sort for it
     found, meter = (packed[:1], np.zeros(len(packed), np.int64)) if is_one else np.unique(packed, return_inverse=True)
     names = tuple(f"{int(p) // 256}/{int(p) % 256}" for p in found)
     if len(found) and found[0] == 0:  # before the first time signature
         names, meter = names[1:], meter - 1
     bar, beat = midi.bar_beat_at(file, tick)
     hits = Hits(
-        voices=voices,
-        onset_us=file.notes.onset_us[kept],
-        voice=voice_of,
-        velocity=(file.notes.velocity[kept] / 127.0).astype(np.float32),
-        openness=stated,
+        voices=table.voices,
+        onset_us=onset_us,
+        voice=voice,
+        velocity=velocity,
+        openness=openness,
         openness_raw=pedal,
         tempo_bpm=midi.tempo_bpm_at(file, tick),
         meters=names,
         meter=meter.astype(np.int64, copy=False),
         bar=bar,
         beat=beat,
-        stated=_chokes(file, table, voice_of, file.notes.onset_us[kept]) if len(file.aftertouch.tick) else {},
+        stated=_chokes(file, table, voice, onset_us) if len(file.aftertouch.tick) else {},
     )
     facts = {
         "tempo_declared": file.tempo_declared,
@@ -119,7 +157,7 @@ def read_performance(data: bytes, taxonomy: Taxonomy, note_map: str) -> Performa
         "end_seconds": file.end_us / 1e6,
         "note_ons": len(file.notes.note),
     }
-    issues = {"unmapped_note": n_unmapped, "midi_problem": len(file.problems)}
+    issues = {"unmapped_note": len(file.notes.note) - len(voice), "midi_problem": len(file.problems)}
     return Performance(hits, {k: v for k, v in issues.items() if v}, facts)
 
 
