@@ -269,6 +269,10 @@ class DataLayout:
         """POSIX path below the data root."""
         return path.relative_to(self.root).as_posix()
 
+    def shown(self, path: Path) -> str:
+        """A file as reports name it: its path below the data root; of one that lies elsewhere the name alone, for no absolute path leaves a machine."""
+        return self.rel(path) if path.is_relative_to(self.root) else path.name
+
     def resolve(self, relpath: str) -> Path:
         """Path below the data root; refuses to leave it (`path-escape`)."""
         return contain(self.root, relpath)

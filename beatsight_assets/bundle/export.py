@@ -62,7 +62,7 @@ class BundleRequest:
 
     manifest : file of events; None = the annotated manifest, or on resume the one the plan was made from
     content : content options that were given; on resume the others come from the plan and these must agree with it
-    mode : `new` (refuses an existing bundle), `resume`, `overwrite`, or `update`: resume while the plan is true, else overwrite
+    mode : `new` (refuses an existing bundle), `resume` (refuses where none was begun), `overwrite`, or `update`: resume while the plan is true, else overwrite
     max_missing : clips without audio that are tolerated
     manifest_total : expected events, for progress alone
     """
@@ -181,7 +181,7 @@ def export(settings: Settings, request: BundleRequest, *, progress: Progress = s
 
     Raises
     ------
-    ConfigError : `bundle-exists`, no mode was given and it is there; `cannot-resume`, manifest or an option changed; `audio-changed`
+    ConfigError : `bundle-exists`, no mode was given and it is there; `nothing-to-resume`; `cannot-resume`, manifest or an option changed; `audio-changed`
     GateFailed `no-space` : the disk holds less than 1.1 times the estimate
     InputError : as `make_plan`
     StoreError
@@ -250,6 +250,10 @@ def _open(settings: Settings, request: BundleRequest, progress: Progress) -> _Op
     if exists and request.mode == "new":
         raise ConfigError(
             f"bundle {request.name} exists. Give --resume to go on with it or --overwrite to replace it", code="bundle-exists"
+        )
+    if request.mode == "resume" and not folder.exists():  # a folder without a plan was begun and killed: that is gone on with
+        raise ConfigError(
+            f"there is no bundle {request.name} to go on with. Give the command without --resume to begin it", code="nothing-to-resume"
         )
     manifest = manifest_of(settings, request, folder if request.mode == "resume" else None)
     if not manifest.is_file():
@@ -571,7 +575,7 @@ def _seal(
     used = _used_splits(plan, sources.split_of)
     record = {**run, "mode": request.mode, "shards_made_again": done.reasons, "root_hits": dict(sorted(done.root_hits.items()))}
     settings.store.publish_json(_next_record(plan.folder), signed(record))  # before the seal, which counts what healed over all of them
-    marker = seal.seal(settings.store, plan, request.name, manifest.name, view, used, run, healed)
+    marker = seal.seal(settings.store, plan, request.name, settings.layout.shown(manifest), view, used, run, healed)
     metadata = store.read_json(plan.folder / "metadata.json")
     _publish_quarantine(settings, request.name, plan, totals)
     return Exported(

@@ -155,6 +155,7 @@ def seal(
 
     Parameters
     ----------
+    manifest_name : path of the manifest below the data root; of one that lies elsewhere only its file name
     run : blocks of metadata.json that start with `run_`
     healed : `healed_clips`, `healed_seconds`, `healed_duration_seconds_by_source` over all invocations
 

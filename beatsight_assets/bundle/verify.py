@@ -165,7 +165,7 @@ def verify(settings: Settings, request: BundleRequest, *, probe: str = "header",
     options.validate(taxonomy)
     sources = read_sources(settings, manifest, options)
     planner = Planner(options, taxonomy, sources.split_of, None, settings.generated_wanted)
-    found = Verified(settings.store.rel(manifest) if manifest.is_relative_to(settings.layout.root) else manifest.name, options.layout)
+    found = Verified(settings.layout.shown(manifest), options.layout)
     if options.limit is not None:
         smallest: list[tuple[str, str]] = []
         for batch in manifest_batches(manifest, COLUMNS):

@@ -123,7 +123,7 @@ def run(settings: Settings, options: SmokeOptions = SmokeOptions(), *, progress:
                 Verdict(
                     gate=STAGE,
                     rules=rules,
-                    inputs=(Artifact("manifest", _shown(settings, manifest), store.hash_file(manifest)),),
+                    inputs=(Artifact("manifest", settings.layout.shown(manifest), store.hash_file(manifest)),),
                     support={"clips": exported.statistics["written_clips"]},
                     profile=settings.profile,
                 )
@@ -138,10 +138,6 @@ def run(settings: Settings, options: SmokeOptions = SmokeOptions(), *, progress:
         parents=[("manifest", manifest)] if manifest.is_relative_to(settings.layout.root) else [],
         work=work,
     )
-
-
-def _shown(settings: Settings, manifest: Path) -> str:
-    return settings.store.rel(manifest) if manifest.is_relative_to(settings.layout.root) else manifest.name
 
 
 def _require_space(settings: Settings, whole: Verified) -> dict[str, int]:
@@ -188,7 +184,7 @@ def _health(settings: Settings, bundle: Bundle, manifest: Path, target: Path) ->
     )
     report["bundle"] = health.read_bundle(bundle.folder)
     verdict = health.judged(settings, report, limits, taxonomy, [("bundle", bundle.folder / "BUNDLE.json")])
-    report |= {"schema": health.SCHEMA, "manifest": {"path": _shown(settings, manifest), "sha256": store.hash_file(manifest)}}
+    report |= {"schema": health.SCHEMA, "manifest": {"path": settings.layout.shown(manifest), "sha256": store.hash_file(manifest)}}
     report |= {"gating_results": [r.to_json() for r in verdict.rules], "status": verdict.status, "passed": verdict.passed}
     settings.store.publish_json(target, report)
     settings.store.publish(target.with_suffix(".html"), html.render(report, verdict).encode())

@@ -255,7 +255,7 @@ def plan_command(
         name=name,
         manifest=manifest_path(session.settings, manifest) if manifest else None,
         content=_given(session, content),
-        mode="resume",
+        mode="resume" if session.settings.layout.bundle(name).exists() else "new",
         audio_root=audio_root,
         audio_root_maps=audio_root_map,
         max_missing=max_missing,

@@ -316,3 +316,23 @@ def test_totals_against_the_manifest(made: Settings) -> None:
     fresh(made)
     found = check.against_manifest(made, "b")
     assert found["manifest_events"] == found["written"] + sum(found["skipped"].values()) and found["problems"] == []
+
+
+def test_a_resume_of_nothing_begins_nothing(made: Settings) -> None:
+    """A mistyped name with --resume is exit 2 with the way out, and leaves nothing; a folder whose maker was killed at once is gone on with."""
+    with pytest.raises(ConfigError, match="without --resume") as failure:
+        again(made)
+    assert (failure.value.code, failure.value.exit_code) == ("nothing-to-resume", 2) and not made.layout.bundle("b").exists()
+    (made.layout.bundle("b") / "history").mkdir(parents=True)
+    assert again(made).statistics["written_clips"] == 207
+
+
+def test_metadata_names_the_manifest_and_no_machine(made: Settings, tmp_path: Path) -> None:
+    """Below the data root a path from there, elsewhere the file name alone; no artefact holds the path of the machine."""
+    inside, outside = made.layout.annotated, tmp_path / "elsewhere" / "mine.parquet"
+    outside.parent.mkdir()
+    outside.write_bytes(inside.read_bytes())
+    for name, manifest, shown in (("a", None, "manifest/annotated.parquet"), ("b", inside, "manifest/annotated.parquet"), ("c", outside, "mine.parquet")):  # fmt: skip
+        folder = export(made, BundleRequest(name, manifest, CONTENT)).plan.folder
+        assert json.loads((folder / "metadata.json").read_text())["manifest"] == shown
+        assert not [p for p in folder.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()]
