@@ -35,7 +35,7 @@ from beatsight_assets.taxonomy import DRUM_MIX, UNSPECIFIED, Taxonomy, View
 from beatsight_assets.units import keyed_order
 
 SCHEMA = "beatsight.bundle-plan/1"
-SLICER_VERSION = 1  # raised with every change of clip bytes
+SLICER_VERSION = 2  # raised with every change of what a clip is: its samples, or what it says of a class
 SPLITS = ("train", "val", "test")
 LAYOUTS = ("shards", "wav")
 MAX_WINDOW_MS = 10_000  # on either side of an onset
@@ -453,6 +453,7 @@ class Planner:
         mask_bits = _or_at(event, masking[flat], n) | self._uncovered(frame)
         own_mask = _or_at(own_rows, masking, n)  # a target farther than the window reaches is still a target
         mask_bits |= own_mask
+        mask_bits |= np.where(_is_marked_in_part(frame), self.every & ~target_bits, 0)
 
         inside = hits[flat].select(
             pl.struct(
@@ -521,6 +522,17 @@ class Planner:
         distinct, place = np.unique(bits, return_inverse=True)
         lists = [[c for c in self.view.classes if self.bit[c] & int(b)] for b in distinct]
         return pl.Series(lists, dtype=pl.List(pl.String)).gather(place)
+
+
+def _is_marked_in_part(frame: pl.DataFrame) -> NDArray[np.bool_]:
+    """Events of sessions in which somebody marked only some of the hits (`partial` in extras): what is not marked may sound nevertheless.
+
+    A negative example of such a session was marked as one, and says what it says.
+    """
+    if not frame["extras"].str.contains("partial", literal=True).any():
+        return np.zeros(frame.height, dtype=bool)
+    partial = (pl.col("extras").str.json_path_match("$.partial") == "true").fill_null(False)
+    return frame.select((partial & ~pl.col("negative_example")).alias("partial"))["partial"].to_numpy()
 
 
 def _of_events(components: pl.Series, bits: NDArray[np.uint8]) -> pl.Series:

@@ -91,7 +91,8 @@ def add_up(files: Store, plan: Plan) -> Totals:
         totals.lost["past_audio_end"] += sum(a["past_audio_end"] for a in found["audio"])
         totals.fold_loss += found["fold_loss"]
         clips = pl.read_parquet(
-            plan.shard_folder(shard) / "clips.parquet", columns=["split", "source_set", "duration_seconds", "labels", "clipped_samples"]
+            plan.shard_folder(shard) / "clips.parquet",
+            columns=["split", "source_set", "duration_seconds", "labels", "masked", "clipped_samples"],
         )
         for column, n, seconds in (
             ("split", totals.written, totals.seconds),
@@ -100,7 +101,10 @@ def add_up(files: Store, plan: Plan) -> Totals:
             for name, count, duration in clips.group_by(column).agg(pl.len(), pl.col("duration_seconds").sum()).iter_rows():
                 n[name] += count
                 seconds[name] += duration
-        for split, label, count in clips.explode("labels").drop_nulls("labels").group_by("split", "labels").len().iter_rows():
+        counted = clips.select(
+            "split", labels=pl.col("labels").list.set_difference("masked")
+        )  # a masked class is neither positive nor negative
+        for split, label, count in counted.explode("labels").drop_nulls("labels").group_by("split", "labels").len().iter_rows():
             totals.labels[split][label] += count
         totals.clipped_samples += int(clips["clipped_samples"].sum())
     return totals

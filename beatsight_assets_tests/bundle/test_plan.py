@@ -44,6 +44,36 @@ def test_index_order_is_that_of_the_view(settings: Settings, make_manifest: Make
     assert bundle.table()["component_idx"].to_list() == [bundle.components.index("crash")]
 
 
+def test_what_was_marked_in_part_says_nothing_of_the_rest(settings: Settings, make_manifest: MakeManifest) -> None:
+    """Hits marked by hand here and there (`partial`): a clip knows its target alone; a whole session and a marked negative know every class."""
+    takes = {"part": [*TAKES["one"], (1.5, "kick")], "whole": TAKES["one"]}
+    manifest = make_manifest(takes)
+    frame = read_events(manifest).with_columns(
+        extras=pl.when(pl.col("session_id") == "part").then(pl.lit('{"partial":true}')).otherwise("extras"),
+        negative_example=(pl.col("session_id") == "part") & (pl.col("onset_time") == 1.5),
+    )
+    settings.store.publish_frame(manifest, frame)
+    bundle = exported(settings, manifest)
+    for row in bundle.table().iter_rows(named=True):
+        known = set(bundle.components) - set(row["masked"])
+        assert known == (set(row["labels"]) if row["session_id"] == "part" and not row["negative_example"] else set(bundle.components))
+    counts = bundle.metadata["label_counts"]
+    assert {c: n for c in bundle.components if (n := sum(by[c] for by in counts.values()))} == {"kick": 2, "snare": 2, "hihat_closed": 2}
+
+
+def test_a_masked_class_is_not_counted(settings: Settings, make_manifest: MakeManifest) -> None:
+    """A hat that nobody names hides the open hat 100 ms before it: that clip is no example of an open hat, in no count."""
+    manifest = make_manifest({"a": [(1.0, "hihat_open"), (1.1, "hihat_closed"), (1.5, "hihat_open")]})
+    vague = pl.when(pl.col("onset_time") == 1.1).then(
+        pl.col("components").list.eval(pl.element().struct.with_fields(instrument_variant=pl.lit("unspecified")))
+    )
+    settings.store.publish_frame(manifest, read_events(manifest).with_columns(components=vague.otherwise("components")))
+    bundle = exported(settings, manifest)
+    first = bundle.table().sort("onset_time").row(0, named=True)
+    assert first["labels"] == ["hihat_open"] and "hihat_open" in first["masked"]
+    assert sum(by["hihat_open"] for by in bundle.metadata["label_counts"].values()) == 1
+
+
 def test_outcomes_add_up(settings: Settings, make_manifest: MakeManifest) -> None:
     """Every event ends in exactly one outcome: onsets past the audio, unknown labels, stems, filters and missing audio are counted."""
     takes = {"a": [(0.1, "kick"), (1.97, "snare"), (1.985, "crash")], "b": [(0.5, "kick")], "c": [(0.5, "kick")]}
