@@ -18,8 +18,8 @@ import polars as pl
 
 from beatsight_assets import store
 from beatsight_assets.bundle import seal
-from beatsight_assets.bundle.export import bundle_lock, new_folder, settled_folder, wav_holds
-from beatsight_assets.bundle.plan import bundle_folder, manifest_batches, read_plan, read_signed
+from beatsight_assets.bundle.export import BundleRequest, bundle_lock, manifest_of, new_folder, settled_folder, wav_holds
+from beatsight_assets.bundle.plan import bundle_folder, manifest_batches, manifest_digest, read_plan, read_signed
 from beatsight_assets.bundle.read import Bundle, BundleIncomplete, open_bundle
 from beatsight_assets.errors import BeatSightError, ConfigError, InputError
 from beatsight_assets.settings import Settings
@@ -129,19 +129,36 @@ def run(settings: Settings, options: CheckOptions, *, progress: Progress = silen
     )
 
 
+def own_manifest(settings: Settings, bundle: Bundle) -> Path:
+    """The manifest that a bundle was made from, with the rows that it had then.
+
+    Raises
+    ------
+    InputError `missing-input`, `manifest-changed`; ConfigError `missing-argument` : it lies outside of the data root
+    """
+    manifest = manifest_of(settings, BundleRequest(bundle.name, mode="resume"), bundle.folder)
+    if not manifest.is_file():
+        raise InputError("the manifest of this bundle is not there any more", code="missing-input", where=manifest.name)
+    note = read_signed(bundle.folder / "history" / "request.json") or {}
+    is_that_file = note.get("plan") == bundle.plan.identity and note.get("file_sha256") == settings.store.sha256(manifest)
+    if not is_that_file and manifest_digest(manifest) != bundle.plan.identity["manifest_sha256"]:
+        raise InputError(
+            f"is not the manifest that bundle {bundle.name} was made from. Export the bundle again",
+            code="manifest-changed",
+            where=settings.layout.shown(manifest),
+        )
+    return manifest
+
+
 def against_manifest(settings: Settings, name: str) -> dict[str, Any]:
     """Totals of a sealed bundle against the events of the manifest it was made from.
 
     Raises
     ------
-    BundleIncomplete; InputError `missing-input` : the manifest is not there any more
+    BundleIncomplete; InputError : as `own_manifest`
     """
-    from beatsight_assets.bundle.export import BundleRequest, manifest_of
-
     bundle = open_bundle(settled_folder(settings, name))
-    manifest = manifest_of(settings, BundleRequest(name, mode="resume"), bundle.folder)
-    if not manifest.is_file():
-        raise InputError("the manifest of this bundle is not there any more", code="missing-input", where=manifest.name)
+    manifest = own_manifest(settings, bundle)
     n_events = sum(batch.height for batch in manifest_batches(manifest))
     with bundle.one_version():
         totals = seal.add_up(settings.store, bundle.plan)

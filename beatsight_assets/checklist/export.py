@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from beatsight_assets.bundle import check
-from beatsight_assets.bundle.export import BundleRequest, finish_swap, manifest_of
-from beatsight_assets.bundle.read import Bundle, open_bundle
+from beatsight_assets.bundle.export import BundleRequest, settled_folder
+from beatsight_assets.bundle.read import open_bundle
 from beatsight_assets.bundle.verify import verify
 from beatsight_assets.checklist import smoke
 from beatsight_assets.checklist.smoke import SmokeOptions
@@ -20,7 +20,7 @@ from beatsight_assets.errors import ConfigError
 from beatsight_assets.health import report as health
 from beatsight_assets.manifest import integrity
 from beatsight_assets.settings import Settings
-from beatsight_assets.stages import Progress, silent, trace
+from beatsight_assets.stages import Progress, Report, silent, trace
 
 MAX_CHECKS = 2_000  # files of a checksum list, spec/tools.md T36
 NEEDED = ("manifest_health", "splits")  # verdicts without which nothing is exported (T95)
@@ -86,9 +86,9 @@ def post_export(settings: Settings, options: PostOptions, *, progress: Progress 
     for name in options.steps or ():
         if name not in STEPS:
             raise ConfigError.unknown_choice("step", name, STEPS, where="--steps")
-    bundle = open_bundle(finish_swap(settings, options.bundle))
+    open_bundle(settled_folder(settings, options.bundle))
     works: dict[str, Callable[[], tuple[bool, Any]]] = {
-        "health": lambda: of_reports(health.run(settings, _health_of(settings, bundle), progress=progress)),
+        "health": lambda: of_reports(bundle_health(settings, options.bundle, progress=progress)),
         "snapshot": lambda: _snapshot(settings, options.bundle),
         "tests": lambda: run_tests(TESTS),
         "cache": lambda: _cache(settings, options.bundle, progress),
@@ -107,11 +107,17 @@ def _missing(name: str) -> Callable[[], tuple[bool, Any]]:
     return lambda: (False, {"message": f"{MISSING[name]}. Leave {name} out of --steps"})
 
 
-def _health_of(settings: Settings, bundle: Bundle) -> health.HealthOptions:
-    """The manifest of a bundle with the clips and seconds that the bundle holds, under the name of the bundle."""
-    manifest = manifest_of(settings, BundleRequest(bundle.name, mode="resume"), bundle.folder)
-    metadata = bundle.folder / "metadata.json"
-    return health.HealthOptions(manifest=manifest, name=f"bundle_{bundle.name}", dataset_metadata=metadata, bundle=bundle.folder)
+def bundle_health(settings: Settings, name: str, *, progress: Progress = silent) -> Report:
+    """Health of the manifest that a bundle was made from, with the clips and seconds that the bundle holds, under the name of the bundle.
+
+    Raises
+    ------
+    BundleIncomplete; InputError `manifest-changed` : the manifest has other rows now, which say nothing of this bundle
+    """
+    bundle = open_bundle(settled_folder(settings, name))
+    manifest, metadata = check.own_manifest(settings, bundle), bundle.folder / "metadata.json"
+    options = health.HealthOptions(manifest, f"bundle_{name}", dataset_metadata=metadata, bundle=bundle.folder)
+    return health.run(settings, options, progress=progress)
 
 
 def _snapshot(settings: Settings, name: str) -> tuple[bool, Any]:

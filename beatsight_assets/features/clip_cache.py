@@ -320,6 +320,22 @@ def _run_job(job: _ShardJob) -> Report:
     return run_shard(Settings(layout=DataLayout(job.root), profile=job.profile), job.options, job.shard)
 
 
+def run_shards(settings: Settings, options: WarmOptions, shards: Sequence[int], *, progress: Progress = silent) -> list[Report]:
+    """`run_shard` on some shards, in their order, with as many workers as the settings say.
+
+    Raises
+    ------
+    as `run_shard`
+    """
+    jobs = [_ShardJob(settings.layout.root, settings.profile, options, shard) for shard in shards]
+    reports = []
+    with workers.executor(settings.executor, settings.n_workers) as pool:
+        for report in workers.ordered_map(pool, _run_job, jobs, n_workers=settings.n_workers):
+            reports.append(report)
+            progress(f"features of {options.bundle}: {len(reports):,} of {len(jobs):,} shards")
+    return reports
+
+
 def run(settings: Settings, options: WarmOptions, *, progress: Progress = silent) -> Report:
     """Bring the features of a bundle up to date, shard by shard, and publish its index.
 
@@ -328,16 +344,8 @@ def run(settings: Settings, options: WarmOptions, *, progress: Progress = silent
     BundleIncomplete; ConfigError `unknown-choice`, `feature-mismatch`, `window-too-short`; InputError `bad-bundle`, `not-cached`
     """
     options.validate()
-    bundle = opened(settings, options)
-    parts = chosen_parts(bundle, options.splits)
-    shards = sorted({p.shard for p in parts})
-    jobs = [_ShardJob(settings.layout.root, settings.profile, options, shard) for shard in shards]
-    reports = []
-    with workers.executor(settings.executor, settings.n_workers) as pool:
-        for report in workers.ordered_map(pool, _run_job, jobs, n_workers=settings.n_workers):
-            reports.append(report)
-            progress(f"features of {bundle.name}: {len(reports):,} of {len(jobs):,} shards")
-    return run_index(settings, options, reports)
+    shards = sorted({p.shard for p in chosen_parts(opened(settings, options), options.splits)})
+    return run_index(settings, options, run_shards(settings, options, shards, progress=progress))
 
 
 def run_index(settings: Settings, options: WarmOptions, reports: Sequence[Report]) -> Report:

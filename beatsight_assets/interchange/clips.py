@@ -21,7 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beatsight_assets.audio import find_audio
-from beatsight_assets.bundle.export import BundleRequest, manifest_of
+from beatsight_assets.bundle.check import own_manifest
 from beatsight_assets.bundle.plan import bundle_folder, manifest_digest
 from beatsight_assets.bundle.read import open_bundle, read_wav_samples
 from beatsight_assets.bundle.shard import wav_file
@@ -136,16 +136,6 @@ def open_clips(settings: Settings, name: str) -> Clips:
             mapped[path] = np.memmap(path, dtype="<i2", mode="r")
         return mapped[path][row["offset_samples"] : row["offset_samples"] + row["n_samples"]]
 
-    def manifest() -> Manifest:
-        path = manifest_of(settings, BundleRequest(name), bundle.folder)
-        if not path.is_file() or manifest_digest(path) != bundle.metadata["manifest_sha256"]:
-            raise InputError(
-                f"is not the manifest that bundle {name} was made from. Export the bundle again",
-                code="manifest-changed",
-                where=settings.layout.rel(path),
-            )
-        return Manifest(path)
-
     parts = [
         ((folder / f["name"]).relative_to(bundle.folder).as_posix(), f["sha256"], f["bytes"])
         for folder in folders
@@ -164,7 +154,7 @@ def open_clips(settings: Settings, name: str) -> Clips:
         tables=tables,
         samples=samples,
         parts=parts,
-        manifest=manifest,
+        manifest=lambda: Manifest(own_manifest(settings, bundle)),
         find_audio=_finder(settings),
         one_version=bundle.one_version,
         root=settings.layout.root,

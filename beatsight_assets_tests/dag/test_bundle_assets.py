@@ -10,12 +10,14 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from beatsight_assets import events
 from beatsight_assets.bundle.read import open_bundle
 from beatsight_assets.dag.build import build_defs
 from beatsight_assets.dag.checks.judge import answers
 from beatsight_assets.dag.checks.table import NOT_REQUIRED, TRAINING
 from beatsight_assets.readiness import annotation_alignment
 from beatsight_assets.settings import DataLayout, Settings
+from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets_tests.crash import writers
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -167,3 +169,15 @@ def test_a_red_bundle_holds_back_its_features(own: Settings, instance: dg.Dagste
     failed = {e.step_key: str(e.step_failure_data.error) for e in result.filter_events(lambda e: e.is_step_failure)}
     assert set(failed) == {"feature_cache"} and part.name in failed["feature_cache"]
     assert not list(own.layout.at("features").rglob("FEATURES.json"))
+
+
+def test_health_of_another_manifest_is_not_that_of_the_bundle(own: Settings, instance: dg.DagsterInstance) -> None:
+    """Rows that changed after the export say nothing of the bundle: its health fails with `manifest-changed`; exported again it is judged."""
+    assert run(own, instance, "export_job", shards=True).success
+    path = own.layout.annotated
+    later = events.read_events(path).with_columns(onset_time=pl.col("onset_time") + 0.001)
+    own.store.publish_frame(path, later, metadata=events.parquet_metadata(Taxonomy.load(own)))
+    result = run(own, instance, "post_export_job", shards=True)
+    failed = {e.step_key: str(e.step_failure_data.error) for e in result.filter_events(lambda e: e.is_step_failure)}
+    assert set(failed) == {"bundle_health"} and "manifest-changed" in failed["bundle_health"]
+    assert run(own, instance, "export_job", shards=True).success and run(own, instance, "post_export_job", shards=True).success

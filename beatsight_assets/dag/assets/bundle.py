@@ -1,6 +1,6 @@
 """From the manifest to training clips, shard by shard."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,14 +47,11 @@ def shard_names(n_shards: int) -> list[str]:
     return [f"{n:02d}" for n in range(n_shards)]
 
 
-def shards_as_one(
-    settings: Settings, stage: Callable[..., Report], options: Any, shards: Sequence[int], *, progress: Progress = silent
-) -> Report:
-    """A stage on each of some shards (at least one), told as one report; every shard keeps its own receipt."""
-    reports = []
-    for n, shard in enumerate(shards, 1):
-        reports.append(stage(settings, options, shard))
-        progress(f"{reports[-1].stage}: {n:,} of {len(shards):,} shards")
+def cache_shards(settings: Settings, options: Any, shards: Sequence[int], *, progress: Progress = silent) -> Report:
+    """Features of some shards (at least one), told as one report; every shard keeps its own receipt."""
+    from beatsight_assets.features import clip_cache
+
+    reports = clip_cache.run_shards(settings, options, shards, progress=progress)
     return replace(
         reports[-1],
         outputs=tuple(a for r in reports for a in r.outputs),
@@ -121,13 +118,9 @@ def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
     @dg.asset(deps=[bundle], **labels("health", "health.report", "json", "html", pool="bundle"))
     def bundle_health(lake: Lake) -> dg.MaterializeResult:
         """Health of what the bundle was cut from, with its seconds; samples beyond full scale, clips without audio."""
-        from beatsight_assets.health import report
+        from beatsight_assets.checklist import export
 
-        layout = lake.settings.layout
-        folder = layout.bundle(TRAINING)
-        metadata = folder / "metadata.json"
-        options = report.HealthOptions(layout.annotated, f"bundle_{TRAINING}", dataset_metadata=metadata, bundle=folder)
-        return lake.perform(report.run, options)
+        return lake.perform(export.bundle_health, TRAINING)
 
     @dg.asset(
         deps=[bundle],
@@ -140,7 +133,7 @@ def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
         from beatsight_assets.features import clip_cache
 
         options = clip_cache.WarmOptions(TRAINING, dtype=config.dtype)
-        return lake.perform(shards_as_one, clip_cache.run_shard, options, [int(k) for k in context.partition_keys])
+        return lake.perform(cache_shards, options, [int(k) for k in context.partition_keys])
 
     @dg.asset(
         deps=[feature_cache, bundle], **labels("features", "features.clip_cache", "numpy", owner="model", heavy=True, pool="features")
