@@ -19,6 +19,7 @@ NAMES = (
     "transcription",
     "render_kits",
     "bundle_export",
+    "interchange",
     "raw_hashing",
     "demo",
 )
