@@ -39,6 +39,7 @@ MIX_CONTEXTS = ("full_mix", "drum_only", "close_mic", "overheads", "one_shot", "
 HUMAN_STROKES = "snare_strokes"  # in `extras.annotation_history`: a person marked the flams, drags and rolls of the snare; none is inferred
 CLOSED_PEDAL = 90  # Roland TD-11: CC4 of a closed hat; 94.3 % of 35,142 closed hits of Groove have openness exactly 0 with it
 NO_TEXT = 2**32 - 1
+LIST_SEPARATOR = "\x1f"  # between names; no label and no technique holds it
 MAX_LINE_BYTES = 1_000_000
 PATHS = ("session_id", "audio_path", "midi_path")  # relative to the dataset root
 PIECE_ROWS = 250_000  # one row group (`store.ROW_GROUP_ROWS`): about 100 MB with all columns
@@ -631,21 +632,26 @@ class TextCodes:
     """Texts as small numbers, equal for equal texts in every piece, and back. Null has the code NO_TEXT."""
 
     def __init__(self) -> None:
-        self.names: dict[int, str | None] = {}
         self._dtype = pl.Categorical(pl.Categories.random("beatsight"))
         self._alive = pl.Series([""], dtype=self._dtype)  # polars forgets the numbers when nothing holds them
+        self._n = 1
 
     def of(self, texts: pl.Series) -> NDArray[np.uint32]:
-        """Codes [shape=(n,)]."""
-        found = texts.cast(self._dtype).to_physical().cast(pl.UInt32).fill_null(NO_TEXT).to_numpy()
-        at = np.flatnonzero(found >= self._first_new()) if self.names else np.arange(found.size)
-        new, first = np.unique(found[at], return_index=True)
-        self.names |= {c: t for c, t in zip(new.tolist(), texts.gather(at[first]).to_list(), strict=True) if c not in self.names}
-        return found
+        """Codes [shape=(n,)]; given in order."""
+        found = texts.cast(self._dtype).to_physical().cast(pl.UInt32)
+        self._n = max(self._n, 1 + int(found.max() or 0))  # type: ignore[arg-type]
+        return found.fill_null(NO_TEXT).to_numpy()
 
-    def _first_new(self) -> int:
-        """Numbers below are known: they are given in order."""
-        return max((c for c in self.names if c != NO_TEXT), default=-1) + 1
+    def of_lists(self, lists: pl.Series) -> NDArray[np.uint32]:
+        """Codes of lists of texts [shape=(n,)]: of their members with LIST_SEPARATOR between; few lists hold more than one."""
+        texts = lists.list.first().fill_null("").set(lists.is_null(), None)
+        longer = np.flatnonzero((lists.list.len() > 1).fill_null(False).to_numpy())
+        return self.of(texts.scatter(longer, lists.gather(longer).list.join(LIST_SEPARATOR)))
+
+    def names(self) -> dict[int, str | None]:
+        """Every text by its code; the empty one is always among them."""
+        codes = pl.Series(range(self._n), dtype=pl.UInt32)
+        return {NO_TEXT: None, **dict(enumerate(codes.cat.to(self._dtype).cast(pl.String)))}
 
 
 def find_repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, GateFailed, InputError, NothingToDo
-from beatsight_assets.events import EVENT_SCHEMA, NO_TEXT, Manifest, TextCodes, find_repeats
+from beatsight_assets.events import EVENT_SCHEMA, LIST_SEPARATOR, NO_TEXT, Manifest, TextCodes, find_repeats
 from beatsight_assets.settings import SamplingProfile, Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.units import rng_for
@@ -28,7 +28,6 @@ from beatsight_assets.verdict import Artifact, Rule, Verdict
 VERSION = "1"
 SCHEMA = "beatsight.sampling/1"
 GATE = "sampling"
-SEPARATOR = "\x1f"  # between names; no label and no technique holds it
 FALLBACK_GROUP = "session_id"  # events without a value in the group field never vanish
 
 
@@ -128,7 +127,7 @@ def derive(
         pl.DataFrame(
             {
                 "group": groups.of(_group_of(piece, profile.group_field)),
-                "tags": tag_sets.of(piece["techniques"].fill_null([]).list.join(SEPARATOR)),
+                "tags": tag_sets.of_lists(piece["techniques"].fill_null([])),
                 **{
                     f"key_{name}": _dedupe_key(piece[name], labels if name == "components" else keys)
                     for name in profile.dedupe_fields
@@ -144,27 +143,28 @@ def derive(
         rows = rows.with_columns(key_components=_as_sets(rows["key_components"].to_numpy(), labels))
     rows = _first_of_equals(rows, [f"key_{name}" if name != grouped else "group" for name in profile.dedupe_fields])
     n_repeated = n_all - rows.height
-    counted = rows.group_by("group", "tags").len()
-    names_of = {code: tuple(text.split(SEPARATOR)) if text else () for code, text in tag_sets.names.items()}
+    counted = _counts_of_pairs(rows)
+    names_of = {code: tuple(text.split(LIST_SEPARATOR)) if text else () for code, text in tag_sets.names().items()}
+    group_names = groups.names()
     if technique_filter:
         wanted = set(technique_filter)
         fits = [code for code, names in names_of.items() if (wanted <= set(names) if match_all else wanted & set(names))]
         hit = pl.col("tags").is_in(fits)
         counted = counted.filter(hit | ~hit.any().over("group") if include_unmatched else hit)
-    counts = {str(groups.names[group]): n for group, n in counted.group_by("group").agg(pl.col("len").sum()).iter_rows()}
+    counts = {str(group_names[group]): n for group, n in counted.group_by("group").agg(pl.col("len").sum()).iter_rows()}
     techniques = pl.DataFrame(
         {"tags": list(names_of), "technique": list(names_of.values())}, schema={"tags": pl.UInt32, "technique": pl.List(pl.String)}
     ).explode("technique", empty_as_null=False, keep_nulls=False)
     uses = counted.join(techniques, on="tags").group_by("group", "technique").agg(pl.col("len").sum())
     tags: dict[str, dict[str, int]] = {}
-    for group, technique, n in uses.iter_rows():
-        tags.setdefault(str(groups.names[group]), {})[technique] = n
+    for group, technique, n in uses.sort("technique").iter_rows():
+        tags.setdefault(str(group_names[group]), {})[technique] = n
     cap = profile.max_per_group or n_all
     kept = {g: min(counts[g], cap) for g in sorted(counts) if min(counts[g], cap) >= profile.min_count}
     if not kept:
         raise NothingToDo("no group is left to weigh: the manifest is empty or the filter keeps nothing", code="nothing-to-judge")
     return Weights(
-        groups={g: GroupWeight(n, _weight(n, tags.get(g, {}), profile), dict(sorted(tags.get(g, {}).items()))) for g, n in kept.items()},
+        groups={g: GroupWeight(n, _weight(n, tags.get(g, {}), profile), tags.get(g, {})) for g, n in kept.items()},
         n_repeated=n_repeated,
         n_capped=sum(max(0, n - cap) for n in counts.values()),
         dropped=tuple(sorted(set(counts) - set(kept))),
@@ -174,6 +174,12 @@ def derive(
 def _group_of(events: pl.DataFrame, field: str) -> pl.Series:
     """Value of the group field as text; events without one fall into their session."""
     return events.select(pl.coalesce(pl.col(field).cast(pl.String), pl.col(FALLBACK_GROUP)).alias("group"))["group"]
+
+
+def _counts_of_pairs(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of each pair of codes `group` and `tags`, as `len`."""
+    pairs, n = np.unique(rows["group"].to_numpy().astype(np.uint64) << 32 | rows["tags"].to_numpy(), return_counts=True)
+    return pl.DataFrame({"group": (pairs >> 32).astype(np.uint32), "tags": pairs.astype(np.uint32), "len": n})
 
 
 def _first_of_equals(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
@@ -192,25 +198,25 @@ def _first_of_equals(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
 def _dedupe_key(values: pl.Series, texts: TextCodes) -> pl.Series:
     """Numbers that equal values share: labels in their order (see `_as_sets`), times in whole microseconds."""
     if values.name == "components":
-        return pl.Series(texts.of(values.list.eval(pl.element().struct.field("label")).list.join(SEPARATOR)))
+        return pl.Series(texts.of_lists(values.list.eval(pl.element().struct.field("label"))))
     if values.dtype == pl.Float64:
         return (values * 1e6).round().cast(pl.Int64)
     if values.dtype == pl.String:
         return pl.Series(texts.of(values))
     if isinstance(values.dtype, pl.List):
-        return pl.Series(texts.of(values.list.join(SEPARATOR)))
+        return pl.Series(texts.of_lists(values))
     return pl.Series(texts.of(values.struct.json_encode())) if isinstance(values.dtype, pl.Struct) else values
 
 
 def _as_sets(codes: NDArray[np.uint32], lists: TextCodes) -> pl.Series:
     """Codes of lists of labels as codes that lists with equal sets of labels share; there are few lists, and millions of codes."""
-    first: dict[str | None, int] = {}
-    known = [code for code in lists.names if code != NO_TEXT]
-    table = np.zeros(max(known, default=-1) + 1, dtype=np.uint32)
-    for code in known:
-        table[code] = first.setdefault(SEPARATOR.join(sorted(set(str(lists.names[code]).split(SEPARATOR)))), code)
+    first: dict[str, int] = {}
+    names = {code: text for code, text in lists.names().items() if text is not None}
+    table = np.empty(len(names), dtype=np.uint32)
+    for code, text in names.items():
+        table[code] = first.setdefault(LIST_SEPARATOR.join(sorted(set(text.split(LIST_SEPARATOR)))), code)
     absent = codes == NO_TEXT
-    return pl.Series(np.where(absent, NO_TEXT, table[np.where(absent, 0, codes)] if table.size else codes))
+    return pl.Series(np.where(absent, NO_TEXT, table[np.where(absent, 0, codes)]))
 
 
 def _weight(count: int, techniques: Mapping[str, int], profile: SamplingProfile) -> float:
