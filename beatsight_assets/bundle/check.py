@@ -136,12 +136,8 @@ def own_manifest(settings: Settings, bundle: Bundle) -> Path:
     ------
     InputError `missing-input`, `manifest-changed`; ConfigError `missing-argument` : it lies outside of the data root
     """
-    manifest = manifest_of(settings, BundleRequest(bundle.name, mode="resume"), bundle.folder)
-    if not manifest.is_file():
-        raise InputError("the manifest of this bundle is not there any more", code="missing-input", where=manifest.name)
-    note = read_signed(bundle.folder / "history" / "request.json") or {}
-    is_that_file = note.get("plan") == bundle.plan.identity and note.get("file_sha256") == settings.store.sha256(manifest)
-    if not is_that_file and manifest_digest(manifest) != bundle.plan.identity["manifest_sha256"]:
+    manifest = _manifest_of(settings, bundle)
+    if not _has_its_rows(settings, bundle, manifest):
         raise InputError(
             f"is not the manifest that bundle {bundle.name} was made from. Export the bundle again",
             code="manifest-changed",
@@ -150,15 +146,29 @@ def own_manifest(settings: Settings, bundle: Bundle) -> Path:
     return manifest
 
 
+def _manifest_of(settings: Settings, bundle: Bundle) -> Path:
+    manifest = manifest_of(settings, BundleRequest(bundle.name, mode="resume"), bundle.folder)
+    if not manifest.is_file():
+        raise InputError("the manifest of this bundle is not there any more", code="missing-input", where=manifest.name)
+    return manifest
+
+
+def _has_its_rows(settings: Settings, bundle: Bundle, manifest: Path) -> bool:
+    """A manifest has the rows of the bundle: it is the very file that the export noted, or one with equal rows."""
+    note = read_signed(bundle.folder / "history" / "request.json") or {}
+    is_that_file = note.get("plan") == bundle.plan.identity and note.get("file_sha256") == settings.store.sha256(manifest)
+    return is_that_file or manifest_digest(manifest) == bundle.plan.identity["manifest_sha256"]
+
+
 def against_manifest(settings: Settings, name: str) -> dict[str, Any]:
     """Totals of a sealed bundle against the events of the manifest it was made from.
 
     Raises
     ------
-    BundleIncomplete; InputError : as `own_manifest`
+    BundleIncomplete; InputError `missing-input` : the manifest is not there any more
     """
     bundle = open_bundle(settled_folder(settings, name))
-    manifest = own_manifest(settings, bundle)
+    manifest = _manifest_of(settings, bundle)
     n_events = sum(batch.height for batch in manifest_batches(manifest))
     with bundle.one_version():
         totals = seal.add_up(settings.store, bundle.plan)
@@ -166,6 +176,8 @@ def against_manifest(settings: Settings, name: str) -> dict[str, Any]:
     problems = seal.broken_identities(bundle.plan, totals, found)
     if n_events != found["total_events"]:
         problems.append(f"the manifest holds {n_events:,} events, the bundle accounts for {found['total_events']:,}")
+    if not _has_its_rows(settings, bundle, manifest):
+        problems.append(f"{settings.layout.shown(manifest)} has other rows than the bundle was made from. Export the bundle again")
     labels: Counter[str] = Counter()
     for counts in totals.labels.values():
         labels.update(counts)

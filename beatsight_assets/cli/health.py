@@ -36,7 +36,7 @@ def _limits(options: dict[str, Any]) -> Any:
 
 
 @command("report", help="Judge the annotated manifest, or --events, by the profile's limits or by those given; writes JSON and HTML.")
-@click.option("--events", metavar="MANIFEST", help="A name, or a .parquet or .jsonl file.  [default: annotated]")
+@click.option("--events", metavar="MANIFEST", help="A name, or a .parquet or .jsonl file.  [default: annotated, or that of --bundle]")
 @click.option("--components", type=FILE, help="Labels that are allowed: a taxonomy or a bundle's components.json.")
 @click.option("--dataset-metadata", type=FILE, help="metadata.json of a bundle: durations by split and source.")
 @click.option("--bundle", metavar="NAME", help="Judge the clips of this bundle too.")
@@ -61,8 +61,15 @@ def report_command(
     limits = _limits(options)
     if limits is not None and no_limits:
         raise ConfigError("--no-limits and a limit exclude each other", code="bad-option")
+    manifest = manifest_path(settings, events) if events not in (None, "annotated") else None
+    if bundle and events is None:
+        from beatsight_assets.bundle.check import own_manifest
+        from beatsight_assets.bundle.read import open_bundle
+
+        own = own_manifest(settings, open_bundle(settings.layout.bundle(bundle)))
+        manifest = None if own == settings.layout.annotated else own
     asked = report.HealthOptions(
-        manifest=manifest_path(settings, events) if events not in (None, "annotated") else None,
+        manifest=manifest,
         limits=limits,
         no_limits=no_limits,
         components=options["components"],

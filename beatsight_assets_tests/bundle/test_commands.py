@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 
 from beatsight_assets import clock
@@ -266,3 +267,18 @@ def test_the_wav_layout_has_the_files_of_the_old_tool(made: Settings, beatsight:
     components = json.loads((folder / "components.json").read_text())
     assert components["component_index"] == {c: n for n, c in enumerate(components["components"])} and components["num_classes"] == 18
     assert (folder / "val/val_labels.json").is_file() and (folder / "metadata.json").is_file()
+
+
+def test_health_of_a_bundle_is_that_of_its_own_rows(made: Settings, beatsight: Beatsight) -> None:
+    """T104: --bundle judges the manifest that the bundle was made from; a manifest that changed since is exit 3 with the way out."""
+    beatsight("bundle", "export", "b")
+    found = json.loads(beatsight("health", "report", "--bundle", "b", "--json").out)
+    assert found["summary"]["events_total"] == 207 and found["bundle"]["clips"] == 207
+    path = made.layout.annotated
+    made.store.publish_frame(
+        path, pl.read_parquet(path).with_columns(pl.col("onset_time") + 0.001), metadata=pl.read_parquet_metadata(path)
+    )
+    ended = beatsight("health", "report", "--bundle", "b")
+    assert ended.code == 3 and "manifest-changed" in ended.err and "Export the bundle again" in ended.err
+    assert beatsight("bundle", "check", "b", "--against-manifest").code == 1
+    assert beatsight("health", "report", "--bundle", "nosuch").code == 1

@@ -316,6 +316,12 @@ def test_totals_against_the_manifest(made: Settings) -> None:
     fresh(made)
     found = check.against_manifest(made, "b")
     assert found["manifest_events"] == found["written"] + sum(found["skipped"].values()) and found["problems"] == []
+    path = made.layout.annotated
+    made.store.publish_frame(
+        path, pl.read_parquet(path).with_columns(pl.col("onset_time") + 0.001), metadata=pl.read_parquet_metadata(path)
+    )
+    (problem,) = check.against_manifest(made, "b")["problems"]  # as many rows, and not those
+    assert "manifest/annotated.parquet has other rows" in problem
 
 
 def test_a_resume_of_nothing_begins_nothing(made: Settings) -> None:
