@@ -42,7 +42,7 @@ from beatsight_assets.errors import Busy, ConfigError, GateFailed, InputError
 from beatsight_assets.manifest.splits import RATIOS, assign
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources.pipeline import QUARANTINE_SCHEMA
-from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
+from beatsight_assets.stages import Outcome, Progress, Report, Table, digest_of, run_stage, silent
 from beatsight_assets.store import TMP_NAME, Store
 from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
@@ -377,8 +377,10 @@ def _open_plan(settings: Settings, request: BundleRequest, target: Path, manifes
     }
     place = target / "history" / "request.json"
     settings.store.publish_json(place, signed(note))
+    file_sha256 = store.hash_file(manifest)
     plan = make_plan(settings, target, manifest, sources, options, n_expected=request.manifest_total, progress=progress)
-    settings.store.publish_json(place, signed({**note, "file_sha256": store.hash_file(manifest), "plan": plan.identity}))
+    is_same = store.hash_file(manifest) == file_sha256  # else its rows are compared at each resume
+    settings.store.publish_json(place, signed({**note, "file_sha256": file_sha256 if is_same else None, "plan": plan.identity}))
     return plan, sources
 
 
@@ -689,9 +691,15 @@ def run(settings: Settings, request: BundleRequest, *, progress: Progress = sile
 
     Raises
     ------
-    as `export`
+    as `export`; InputError `changed-while-reading` : manifest or splits were replaced meanwhile
     """
+    manifest = manifest_of(settings, request, bundle_folder(settings.layout, request.name) if request.mode == "resume" else None)
+    inputs = (manifest, settings.layout.splits)
+    before = [digest_of(settings, p) for p in inputs]
     exported = export(settings, request, progress=progress)
+    for path, digest in zip(inputs, before, strict=True):
+        if digest_of(settings, path) != digest:  # the receipt would say that the bundle rests on the new one
+            raise InputError("was replaced while the bundle was made. Export again", code="changed-while-reading", where=path.name)
     plan = exported.plan
     outputs = [(n, plan.folder / n) for n in ("plan.json", "components.json", "splits.json", "metadata.json", "BUNDLE.json")]
     manifest = manifest_of(settings, request, plan.folder)

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,8 +18,9 @@ from beatsight_assets.bundle import export as engine
 from beatsight_assets.bundle.export import BundleRequest, export, new_folder
 from beatsight_assets.bundle.plan import Plan
 from beatsight_assets.bundle.read import BundleIncomplete, open_bundle
-from beatsight_assets.errors import Busy, ConfigError
+from beatsight_assets.errors import Busy, ConfigError, InputError
 from beatsight_assets.settings import Settings
+from beatsight_assets.stages import read_receipt
 from beatsight_assets.store import Store
 from beatsight_assets_tests.bundle.conftest import content_of
 
@@ -262,6 +264,24 @@ def test_opening_during_a_swap_opens_the_new_one(made: Settings, monkeypatch: py
     monkeypatch.setattr(read, "read_plan", read_plan_after_a_swap)
     opened = open_bundle(first.plan.folder)
     assert n_looks == 2 and opened.plan.options.post_ms == 100.0
+
+
+def test_a_manifest_that_is_replaced_while_it_is_planned_is_noticed(made: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No receipt says that the bundle rests on the new manifest, and no resume takes the new one for the old."""
+    make_plan = engine.make_plan
+
+    def make_plan_before_a_change(*args: Any, **kwargs: Any) -> Plan:
+        plan = make_plan(*args, **kwargs)
+        frame = pl.read_parquet(made.layout.annotated)
+        made.store.publish_frame(made.layout.annotated, frame.with_columns(pl.col("onset_time") + 0.001))
+        return plan
+
+    monkeypatch.setattr(engine, "make_plan", make_plan_before_a_change)
+    with pytest.raises(InputError, match=r"changed-while-reading.*annotated\.parquet"):
+        engine.run(made, BundleRequest("b", None, CONTENT))
+    assert read_receipt(made, "bundle", "b") is None
+    with pytest.raises(ConfigError, match=r"cannot-resume: .*manifest digest"):
+        again(made)
 
 
 def test_update_resumes_or_overwrites(made: Settings) -> None:
