@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from beatsight_assets import store
+from beatsight_assets import clock, store
 from beatsight_assets.bundle import seal
 from beatsight_assets.bundle.export import BundleRequest, bundle_lock, manifest_of, new_folder, settled_folder, wav_holds
 from beatsight_assets.bundle.plan import bundle_folder, manifest_batches, manifest_digest, read_plan, read_signed
@@ -333,3 +333,38 @@ def archive(settings: Settings, name: str, date: str) -> dict[str, Any]:
         index[relpath] = settings.store.publish(target / relpath, content).sha256
     settings.store.publish_json(target / "INDEX.json", {"bundle": name, "content_sha256": bundle.content_sha256, "files": index})
     return {"folder": settings.layout.rel(target), "files": index}
+
+
+@dataclass(frozen=True)
+class ArchiveOptions:
+    """name : of the bundle; date : YYYYMMDD, empty = today (UTC)."""
+
+    name: str
+    date: str = ""
+
+
+def run_archive(settings: Settings, options: ArchiveOptions, *, progress: Progress = silent) -> Report:
+    """Stage `bundle_archive`, partition = name of the bundle: `archive` with a receipt.
+
+    Raises
+    ------
+    as `archive`
+    """
+    date = options.date or f"{clock.utc_now():%Y%m%d}"
+    bundle = open_bundle(settled_folder(settings, options.name))
+
+    def work() -> Outcome:
+        progress(f"archiving {options.name}")
+        found = archive(settings, options.name, date)
+        index = settings.layout.resolve(found["folder"]) / "INDEX.json"
+        return Outcome(outputs=[("archive", index, len(found["files"]))], figures={"files": len(found["files"])}, facts={"date": date})
+
+    return run_stage(
+        settings,
+        "bundle_archive",
+        version=VERSION,
+        partition=options.name,
+        options={"date": date, "content_sha256": bundle.content_sha256},
+        parents=[("bundle", bundle.folder / "BUNDLE.json")],
+        work=work,
+    )

@@ -57,6 +57,7 @@ JOBS = [
         "feature_cache",
         "feature_index",
     ),
+    _job("archive_job", "Keep what the bundle was under a date, without its samples.", "bundle_archive"),
     dg.define_asset_job(
         "digests_job",
         dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey("bundle"), "bundle_digests")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from beatsight_assets import events
+from beatsight_assets import events, store
 from beatsight_assets.bundle.read import open_bundle
 from beatsight_assets.dag.build import build_defs
 from beatsight_assets.dag.checks.judge import answers
@@ -181,3 +182,15 @@ def test_health_of_another_manifest_is_not_that_of_the_bundle(own: Settings, ins
     failed = {e.step_key: str(e.step_failure_data.error) for e in result.filter_events(lambda e: e.is_step_failure)}
     assert set(failed) == {"bundle_health"} and "manifest-changed" in failed["bundle_health"]
     assert run(own, instance, "export_job", shards=True).success and run(own, instance, "post_export_job", shards=True).success
+
+
+def test_the_archive_keeps_what_the_bundle_was(own: Settings, instance: dg.DagsterInstance) -> None:
+    """T44: the archive job leaves plan, metadata, durations and logs under the date of the day, with an index; never of an unfinished bundle."""
+    assert not run(own, instance, "archive_job").success
+    assert run(own, instance, "export_job", shards=True).success and run(own, instance, "archive_job").success
+    (index,) = own.layout.reports.glob(f"archive/*/{TRAINING}/INDEX.json")
+    kept = store.read_json(index)["files"]
+    assert {"plan.json", "metadata.json", "summary.json", "durations.csv", "BUNDLE.json"} <= set(kept) and re.fullmatch(
+        r"\d{8}", index.parts[-3]
+    )
+    assert all(store.hash_file(index.parent / name) == digest for name, digest in kept.items())

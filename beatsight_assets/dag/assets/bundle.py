@@ -36,6 +36,12 @@ class InterchangeConfig(dg.Config):
     )
 
 
+class ArchiveConfig(dg.Config):
+    """Under which date a bundle is archived."""
+
+    date: str = Field(default="", description="YYYYMMDD; empty: today (UTC).")
+
+
 class FeatureConfig(dg.Config):
     """How features are kept. Give both assets the same."""
 
@@ -122,6 +128,13 @@ def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
 
         return lake.perform(export.bundle_health, TRAINING)
 
+    @dg.asset(deps=[bundle], **labels("bundle", "bundle.check", "json", pool="bundle"))
+    def bundle_archive(lake: Lake, config: ArchiveConfig) -> dg.MaterializeResult:
+        """What the bundle was, without its samples, kept under a date: plan, metadata, durations, logs, and their digests."""
+        from beatsight_assets.bundle import check
+
+        return lake.perform(check.run_archive, check.ArchiveOptions(TRAINING, config.date))
+
     @dg.asset(
         deps=[bundle],
         partitions_def=shards,
@@ -144,4 +157,4 @@ def build_bundle_assets(shards: dg.StaticPartitionsDefinition) -> list[Any]:
 
         return lake.perform(clip_cache.run, clip_cache.WarmOptions(TRAINING, dtype=config.dtype))
 
-    return [bundle_plan, bundle_smoke, clips, bundle, interchange, bundle_health, feature_cache, feature_index]
+    return [bundle_plan, bundle_smoke, clips, bundle, interchange, bundle_health, bundle_archive, feature_cache, feature_index]
