@@ -37,7 +37,7 @@ def test_fresh_home_opened_by_four_processes_at_once(data_root: Path, trial: int
         assert process.stdin is not None
         process.stdin.write("!")
         process.stdin.flush()
-    said = [process.communicate(timeout=120) for process in started]
+    said = [process.communicate(timeout=300) for process in started]
     assert [(p.returncode, out.strip()) for p, (out, _) in zip(started, said, strict=True)] == [(0, "0")] * 4, said
     databases = home.databases(data_root / "dagster")
     assert [len(home.schema_versions(db)) for db in databases] == [1, 1, 1]

@@ -18,6 +18,13 @@ import pytest
 from beatsight_assets.settings import Settings, load_settings
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """While one worker makes the demo, in `test_demo`, another has work that does not wait for it: files that borrow the demo come last."""
+    here = [item for item in items if item.path.parent == Path(__file__).parent]
+    borrowers = {item.path for item in here if "demo" in getattr(item, "fixturenames", ()) and item.path.name != "test_demo.py"}
+    items.sort(key=lambda item: item.path in borrowers)
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command said and how it ended."""

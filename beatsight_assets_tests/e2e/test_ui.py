@@ -57,7 +57,6 @@ HEALTH_QUERY = """{
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("demo"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH and BEATSIGHT_CHROMIUM is not set"),
 ]
 
