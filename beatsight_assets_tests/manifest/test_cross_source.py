@@ -151,6 +151,30 @@ def linked(settings: Settings, folder: str, target: Path) -> None:
 
 
 @pytest.mark.data
+def test_golden_a_real_take_saved_by_another_program(settings: Settings, shared_data: Path, tmp_path: Path) -> None:
+    """A Groove test take, opened and saved by a sequencer (other bytes, other resolution, a title), goes to test with its original."""
+    import mido
+
+    name = "drummer1/eval_session/1_funk-groove1_138_beat_4-4.mid"
+    root = settings.layout.raw("groove_midi")
+    (root / name).parent.mkdir(parents=True)
+    (root / name).write_bytes((shared_data / "groove_midi" / name).read_bytes())
+    header, row = (shared_data / "groove_midi/info.csv").read_text().splitlines()[:2]
+    (root / "info.csv").write_text(f"{header}\n{row}\n")
+    song = mido.MidiFile(root / name)
+    song.ticks_per_beat *= 2
+    song.tracks[0].insert(0, mido.MetaMessage("track_name", name="my groove"))
+    for message in song.tracks[0]:
+        message.time *= 2
+    song.save(tmp_path / "saved.mid")
+    demo_take(settings, (tmp_path / "saved.mid").read_bytes(), note_map="td11")
+    report = split(settings, "groove", "demo")
+    groups = ["demo:t", "gmd:drummer1/eval_session/1"]
+    assert split_of(settings) == dict.fromkeys(groups, "test")
+    assert repeated(report) == [("midi", ["beatsight_demo/midi/t.mid", f"groove_mididataset/{name}"], groups)]
+
+
+@pytest.mark.data
 def test_golden_slakh_is_there_twice(settings: Settings, shared_data: Path) -> None:
     """Track00001 of BabySlakh and of Slakh2100: one group, one split (train), the equal MIDI is reported."""
     linked(settings, "slakh2100", shared_data / "slakh")

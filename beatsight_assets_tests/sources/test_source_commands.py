@@ -13,7 +13,7 @@ from beatsight_assets.cli import build
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.events import read_events
 from beatsight_assets.settings import Settings
-from beatsight_assets_tests.sources.lake import NAME, put_table, put_take
+from beatsight_assets_tests.sources.lake import NAME, at, put_table, put_take
 from beatsight_assets_tests.sources.test_named_sources import put
 
 
@@ -72,7 +72,7 @@ def test_one_empty_dataset_does_not_stop_the_others(settings: Settings, tmp_path
     assert call(settings, "source", "ingest", "musdb", "demo") == 2, "musdb is away"
 
 
-def test_equal_results_from_two_working_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_results_from_two_working_directories(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T29: with relative paths from one folder and with others from another, every step writes equal bytes; a text list of techniques is read."""
     raw, home = tmp_path / "takes", tmp_path / "home"
     for i in range(4):
@@ -106,3 +106,7 @@ def test_equal_results_from_two_working_directories(tmp_path: Path, monkeypatch:
     assert written[0] == written[1] and {"events/beatsight_demo.parquet", "manifest/annotated.parquet", "a.jsonl", "sums.txt"} <= set(
         written[0]
     )
+    (tmp_path / "lake0").rename(tmp_path / "moved")
+    again = tmp_path / "again.json"
+    assert call(at(settings, tmp_path / "moved"), "source", "ingest", "demo", "--root", str(raw), "--report", str(again)) == 0
+    assert json.loads(again.read_text())["reused"], "a data root that was moved is kept"
