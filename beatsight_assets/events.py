@@ -113,7 +113,7 @@ REQUIRED = ("event_id", "session_id", "source_set", "group_id", "is_synthetic", 
             "mix_context", "negative_example", "metadata_ref", "extras")  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Session:
     """What is true of every event of one recording session."""
 

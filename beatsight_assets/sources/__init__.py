@@ -5,6 +5,9 @@ A source module has, in this order: a docstring (layout, labels, group, traps), 
     scan(root, options) -> Iterator[Recording | Rejected | Skipped]   which recordings there are; reads tables, not takes
     read(root, recording, taxonomy, options) -> Reading | Rejected   one take's hits and facts
 
+A module may also have `read_many(root, recordings, taxonomy, options)`: readings of many recordings in their order, an exception in the place
+of one that cannot be read. Then `read` is that of one.
+
 A module of multitrack sessions may also have `session_folder(path, rules)`: its ingest then writes an inventory (`inventory`).
 
 `read` opens the recording's own `files`, and no other candidate (file with one of `SOURCE.suffixes`). A change of any other file has

@@ -9,7 +9,7 @@ Traps       `id` repeats 43 times, it is no key; the columns stand in another or
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from beatsight_assets.errors import InputError
 from beatsight_assets.events import Session
 from beatsight_assets.sources import AUDIO_SUFFIXES, MIDI_SUFFIXES, Reading, Recording, Rejected, Source
 from beatsight_assets.sources.groove import COLUMNS, MAX_MIDI_BYTES, NOTE_MAP, listed_takes, unlisted_takes
-from beatsight_assets.sources.performance import read_performance
-from beatsight_assets.store import contain, read_bytes
+from beatsight_assets.sources.performance import read_takes
 from beatsight_assets.taxonomy import Taxonomy
 
 TABLES = "e-gmd-*.csv"
@@ -52,11 +51,25 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
 
 def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected:
     """Hits of one take through the TD-11 map; damaged MIDI raises with its code."""
-    performance = read_performance(read_bytes(contain(root, recording.timeline), max_bytes=MAX_MIDI_BYTES), taxonomy, NOTE_MAP)
-    played = {voice.label for voice in performance.hits.voices}
-    coverage = tuple(label for label in taxonomy.labels if label in played)
-    facts = {**performance.facts, "sound": "drum_module"}
-    return Reading(recording.session, performance.hits, coverage, NOTE_MAP, facts, performance.issues)
+    (found,) = read_many(root, [recording], taxonomy, options)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def read_many(root: Path, recordings: Sequence[Recording], taxonomy: Taxonomy, options: Mapping[str, Any]) -> list[Reading | Exception]:
+    """`read` of many takes at once; an error stands in the place of its take."""
+    takes = read_takes(root, [recording.timeline for recording in recordings], taxonomy, NOTE_MAP, max_bytes=MAX_MIDI_BYTES)
+    readings: list[Reading | Exception] = []
+    for recording, performance in zip(recordings, takes, strict=True):
+        if isinstance(performance, Exception):
+            readings.append(performance)
+            continue
+        played = {voice.label for voice in performance.hits.voices}
+        coverage = tuple(label for label in taxonomy.labels if label in played)
+        facts = {**performance.facts, "sound": "drum_module"}
+        readings.append(Reading(recording.session, performance.hits, coverage, NOTE_MAP, facts, performance.issues))
+    return readings
 
 
 def _session(timeline: str, row: Mapping[str, str]) -> Session:

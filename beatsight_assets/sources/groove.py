@@ -21,9 +21,9 @@ import numpy as np
 from beatsight_assets.errors import ConfigError, InputError
 from beatsight_assets.events import LIMIT_SLACK, Hits, Session
 from beatsight_assets.sources import AUDIO_SUFFIXES, MIDI_SUFFIXES, Reading, Recording, Rejected, Source, candidate_files
-from beatsight_assets.sources.performance import read_performance
+from beatsight_assets.sources.performance import read_takes
 from beatsight_assets.sources.tables import read_csv
-from beatsight_assets.store import contain, printable, read_bytes
+from beatsight_assets.store import contain, printable
 from beatsight_assets.taxonomy import Taxonomy
 
 SOURCE = Source(
@@ -58,12 +58,27 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
 
 def read(root: Path, recording: Recording, taxonomy: Taxonomy, options: Mapping[str, Any]) -> Reading | Rejected:
     """Hits of one take through the TD-11 map; damaged MIDI raises with its code."""
-    performance = read_performance(read_bytes(contain(root, recording.timeline), max_bytes=MAX_MIDI_BYTES), taxonomy, NOTE_MAP)
-    device = _device(str(recording.session.drummer_id).removeprefix("gmd:"), options)
-    hits = _with_pedal_hats(performance.hits) if device == "td30_socal" else performance.hits
-    played = {voice.label for voice in performance.hits.voices}
-    coverage = tuple(label for label in taxonomy.labels if label in played)
-    return Reading(recording.session, hits, coverage, device, {**performance.facts, "device": device}, performance.issues)
+    (found,) = read_many(root, [recording], taxonomy, options)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def read_many(root: Path, recordings: Sequence[Recording], taxonomy: Taxonomy, options: Mapping[str, Any]) -> list[Reading | Exception]:
+    """`read` of many takes at once; an error stands in the place of its take."""
+    takes = read_takes(root, [recording.timeline for recording in recordings], taxonomy, NOTE_MAP, max_bytes=MAX_MIDI_BYTES)
+    readings: list[Reading | Exception] = []
+    for recording, performance in zip(recordings, takes, strict=True):
+        if isinstance(performance, Exception):
+            readings.append(performance)
+            continue
+        device = _device(str(recording.session.drummer_id).removeprefix("gmd:"), options)
+        hits = _with_pedal_hats(performance.hits) if device == "td30_socal" else performance.hits
+        played = {voice.label for voice in performance.hits.voices}
+        coverage = tuple(label for label in taxonomy.labels if label in played)
+        facts = {**performance.facts, "device": device}
+        readings.append(Reading(recording.session, hits, coverage, device, facts, performance.issues))
+    return readings
 
 
 def listed_takes(
@@ -73,7 +88,9 @@ def listed_takes(
 
     to_session : (MIDI path, row) -> who played what; audio, split and mix context are filled in here
     """
-    for row in read_csv(root / table, required=columns):
+    rows = read_csv(root / table, required=columns)[::-1]
+    while rows:
+        row = rows.pop()  # a row is held until its take is made, and no longer
         timeline, audio = row["midi_filename"].replace("\\", "/"), row["audio_filename"].replace("\\", "/")
         listed.add(timeline)
         try:

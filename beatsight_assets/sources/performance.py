@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beatsight_assets import midi
+from beatsight_assets.errors import BeatSightError
 from beatsight_assets.events import Hits, openness_from_pedal
+from beatsight_assets.store import contain, read_bytes
 from beatsight_assets.taxonomy import HIHATS_WITH_OPENNESS, Taxonomy, Voice
 
 CHOKE_REACH_US = 5_000_000  # spec/events.md section 9: the choked stroke lies at most 5 s before the aftertouch
@@ -115,6 +118,20 @@ def read_performances(files: Sequence[bytes], taxonomy: Taxonomy, note_map: str)
         else:
             performances.append(file)
     return performances
+
+
+def read_takes(
+    root: Path, takes: Sequence[str], taxonomy: Taxonomy, note_map: str, *, max_bytes: int
+) -> list[Performance | BeatSightError | OSError]:
+    """`read_performances` of files below a dataset root; what goes wrong with one of them stands in its place."""
+    found: list[bytes | BeatSightError | OSError] = []
+    for take in takes:
+        try:
+            found.append(read_bytes(contain(root, take), max_bytes=max_bytes))
+        except (BeatSightError, OSError) as error:
+            found.append(error)
+    read = iter(read_performances([data for data in found if isinstance(data, bytes)], taxonomy, note_map))
+    return [next(read) if isinstance(data, bytes) else data for data in found]
 
 
 def _performance(

@@ -13,11 +13,13 @@ import ast
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import blake2b, sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from beatsight_assets import audio, events, store, workers
 from beatsight_assets.errors import BeatSightError, ConfigError, NothingToDo
-from beatsight_assets.events import Hits
+from beatsight_assets.events import Hits, Session
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources import inventory
 from beatsight_assets.sources.trees import FileState, Tree, find_roots
@@ -38,7 +40,9 @@ from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
 
 VERSION = "2"
 CHUNK_RECORDINGS = 64  # per worker call: amortises the hand-over, keeps progress lively
-BATCH_EVENTS = 250_000  # per assembled frame: columns large enough to be fast, small enough to keep memory flat
+BATCH_FILES = 4_096  # hashed per call: a file's way through the store takes a kilobyte
+BATCH_EVENTS = 64_000  # per assembled frame: columns large enough to be fast, small enough to keep memory flat
+SLOT_BITS = 27  # 16 MiB: of ten million ids one in 25 shares its slot with another
 MIN_ONSETS_WITH_AUDIO_SHARE = 0.05  # design/reliability.md section 5: warning `onsets_in_file`
 QUARANTINE_WARN_SHARE = 0.01  # design/reliability.md section 4
 NOT_LISTED = "not-listed"  # a candidate that the source module never spoke of
@@ -56,25 +60,28 @@ QUARANTINE_SCHEMA = pl.Schema(
     {"source_set": pl.String, "path": pl.String, "digest": pl.String, "stage": pl.String, "code": pl.String, "message": pl.String}
 )
 
+_SESSION_FIELDS = tuple(f.name for f in fields(Session))
+
 Place = tuple[int, str]  # number of the root, POSIX path below it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Item:
     """A recording with the places of its files; `audio` is where its sound was found."""
 
     recording: Recording
     n_root: int
     audio: Place | None
+    places: tuple[Place, ...] = ()
+
+    @classmethod
+    def of(cls, recording: Recording, n_root: int, audio: Place | None) -> _Item:
+        own = tuple((n_root, f) for f in recording.files)
+        return cls(recording, n_root, audio, own if audio is None or audio in own else (*own, audio))
 
     @property
     def session_id(self) -> str:
         return self.recording.session.session_id
-
-    @property
-    def places(self) -> list[Place]:
-        own = [(self.n_root, f) for f in self.recording.files]
-        return own if self.audio is None or self.audio in own else [*own, self.audio]
 
 
 @dataclass(frozen=True)
@@ -306,9 +313,9 @@ class _Ingest:
         self.config, self.options = settings.datasets[source_set], options
         self.trees, self.companions, self.meaning, self.limit = trees, companions, meaning, limit
         self.digests: dict[Place, str | BeatSightError | None] = {}
-        self.fresh_rows: list[dict[str, Any]] = []
+        self.fresh: list[bytes] = []  # provenance rows of each frame, compressed: a fifth of the memory
         self.kept_sessions: list[str] = []
-        self.tally = _Tally(taxonomy)
+        self.tally = Tally(taxonomy)
 
     # ---- what is there ----------------------------------------------------------------------------------------------------
 
@@ -359,23 +366,25 @@ class _Ingest:
         """Where the sound of a recording lies: with it, else below the roots in their order, there with any audio suffix."""
         wanted = recording.session.audio_path
         if wanted is None or wanted in recording.files:
-            return _Item(recording, n_root, None if wanted is None else (n_root, wanted))
+            return _Item.of(recording, n_root, None if wanted is None else (n_root, wanted))
         for n, tree in enumerate(self.trees):
             path = tree.find_audio(wanted)
             if path is not None:
                 facts = {**recording.facts, "audio_root": n} if n != n_root else recording.facts
                 moved = replace(recording, session=replace(recording.session, audio_path=path), facts=facts)
-                return _Item(moved, n_root, (n, path))
-        return _Item(recording, n_root, None)
+                return _Item.of(moved, n_root, (n, path))
+        return _Item.of(recording, n_root, None)
 
     # ---- what is new ------------------------------------------------------------------------------------------------------
 
     def digest_files(self, places: Sequence[Place]) -> None:
         """Digests of files, remembered ones without reading them; audio has none under `--no-hash-audio`."""
-        is_left_out = [not self.meaning["hash_audio"] and p[1].lower().endswith(AUDIO_SUFFIXES) for p in places]
-        wanted = [p for p, out in zip(places, is_left_out, strict=True) if not out]
-        self.digests |= {p: None for p, out in zip(places, is_left_out, strict=True) if out}
-        self.digests |= zip(wanted, self.settings.store.sha256_all([self.path(p) for p in wanted]), strict=True)
+        for start in range(0, len(places), BATCH_FILES):
+            part = places[start : start + BATCH_FILES]
+            is_left_out = [not self.meaning["hash_audio"] and p[1].lower().endswith(AUDIO_SUFFIXES) for p in part]
+            wanted = [p for p, out in zip(part, is_left_out, strict=True) if not out]
+            self.digests |= {p: None for p, out in zip(part, is_left_out, strict=True) if out}
+            self.digests |= zip(wanted, self.settings.store.sha256_all([self.path(p) for p in wanted]), strict=True)
 
     def path(self, place: Place) -> Path:
         return self.trees[place[0]].root / place[1]
@@ -407,7 +416,15 @@ class _Ingest:
             digest = self.digests[place]
             state = None if digest is not None else self.state(place)
             files.append([place[1], digest if state is None else [state.n_bytes, state.mtime_ns]])
-        said = [rest, vars(r.session), r.timeline, files, dict(r.facts), dict(r.issues), item.audio and item.audio[1]]
+        said = [
+            rest,
+            {name: getattr(r.session, name) for name in _SESSION_FIELDS},
+            r.timeline,
+            files,
+            dict(r.facts),
+            dict(r.issues),
+            item.audio and item.audio[1],
+        ]
         return blake2b(json.dumps(said, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
 
     # ---- the work ---------------------------------------------------------------------------------------------------------
@@ -440,9 +457,8 @@ class _Ingest:
             events.EVENT_SCHEMA,
             metadata=events.parquet_metadata(self.taxonomy, self.source_set),
         )
-        fresh = pl.DataFrame(self.fresh_rows, schema=PROVENANCE_SCHEMA)
-        kept = last.provenance.filter(pl.col("session_id").is_in(self.kept_sessions)) if self.kept_sessions else fresh.clear()
-        provenance = pl.concat([kept, fresh]).sort("session_id")
+        kept = last.provenance.filter(pl.col("session_id").is_in(self.kept_sessions))
+        provenance = pl.concat([kept, *(pl.read_ipc(rows) for rows in self.fresh)]).sort("session_id")
         quarantine = self._quarantine(found)
         outputs: list[tuple[str, Path, int | None]] = [
             ("events", path, self.tally.n_events),
@@ -494,10 +510,10 @@ class _Ingest:
                 progress(f"{self.source_set}: {n_done:,} of {len(items):,} recordings, {len(new):,} of them new or changed")
 
     def _readings(self, items: Sequence[_Item]) -> Iterator[_Read | Rejected]:
-        chunks = [items[i : i + CHUNK_RECORDINGS] for i in range(0, len(items), CHUNK_RECORDINGS)]
+        chunks = (items[i : i + CHUNK_RECORDINGS] for i in range(0, len(items), CHUNK_RECORDINGS))
         jobs = ((self.config.module, self.settings.config_path("taxonomy"), self.options, [self._job(i) for i in c]) for c in chunks)
         settings = self.settings
-        with workers.executor(settings.executor if len(chunks) > 1 else "inline", settings.n_workers) as pool:
+        with workers.executor(settings.executor if len(items) > CHUNK_RECORDINGS else "inline", settings.n_workers) as pool:
             for results in workers.ordered_map(pool, _read_chunk, jobs, n_workers=settings.n_workers):
                 yield from results
 
@@ -512,6 +528,7 @@ class _Ingest:
         kept = [r for _, r in batch if isinstance(r, slice)]
         before = last.read(min(s.start for s in kept), max(s.stop for s in kept)) if kept else (0, made.frame.clear())
         pieces: list[pl.DataFrame] = []
+        rows: list[dict[str, Any]] = []
         n_made, at, run = 0, 0, slice(0, 0)  # the run of kept rows that is not sliced off yet
         for item, result in batch:
             if isinstance(result, slice):
@@ -525,12 +542,15 @@ class _Ingest:
                 run = slice(0, 0)
             n = int(made.n_events[n_made])
             pieces.append(made.frame[at : at + n])
-            self.fresh_rows.append(self._provenance(item, result, made, n_made, keys))
+            rows.append(self._provenance(item, result, made, n_made, keys))
             at, n_made = at + n, n_made + 1
         if run.stop > run.start:
             pieces.append(before[1][run.start - before[0] : run.stop - before[0]])
         frame = made.frame if not kept else pl.concat(pieces)
-        self.tally.add(frame)
+        told = BytesIO()
+        pl.DataFrame(rows, schema=PROVENANCE_SCHEMA).write_ipc(told, compression="zstd")
+        self.fresh.append(told.getvalue())
+        self.tally.add(frame, {item.session_id for item, _ in batch})
         return frame
 
     def _provenance(self, item: _Item, read: _Read, made: events.Assembled, n: int, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -668,7 +688,7 @@ class _Ingest:
         share = len(damaged) / n_files
         most_refused = self.config.max_reject_rate
         n_repeated = tally.n_repeated_ids(settings.layout.events(self.source_set))
-        without = tally.sessions - set(provenance["session_id"])
+        n_without = max(tally.n_strangers, tally.n_sessions - provenance["session_id"].n_unique())
         n_unknown = sum(n for label, n in tally.labels.items() if self.taxonomy.canonical(label) is None)
         past = issues.get("past_audio_end", 0)
         n_internal = sum(r.code == "internal-error" for _, r in found.rejected)
@@ -702,7 +722,7 @@ class _Ingest:
                 float(issues.get("unknown_label", 0)),
                 "labels outside the taxonomy are counted as unknown_label",
             ),
-            Rule.at_most("provenance_complete", float(len(without)), 0.0, "sessions without a provenance row"),
+            Rule.at_most("provenance_complete", float(n_without), 0.0, "sessions without a provenance row"),
             Rule(
                 "accounted",
                 not against and share <= most_refused,
@@ -741,22 +761,23 @@ class _Ingest:
         return Verdict("ingest", rules, inputs=inputs, figures=dict(figures), reasons=reasons, profile=settings.profile)
 
 
-class _Tally:
+class Tally:
     """What is counted of the events while they pass: the table is never in memory as a whole."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.taxonomy = taxonomy
         self.n_events = self.n_components = 0
         self.us = 0  # last onset of each session, summed; whole numbers, so that the sum does not depend on the order
-        self.sessions: set[str] = set()
+        self.n_sessions = self.n_strangers = 0  # strangers: sessions that nobody asked for
         self.labels: Counter[str] = Counter()
         self.techniques: Counter[str] = Counter()
         self.broken: Counter[str] = Counter()
         self.violations: list[events.Violation] = []
-        self._ids: list[NDArray[np.uint64]] = []
+        self._met = np.zeros(1 << SLOT_BITS >> 3, dtype=np.uint8)  # a bit per slot: an id fell into it
+        self._shared: list[NDArray[np.uint64]] = []  # slots into which several fell
 
-    def add(self, frame: pl.DataFrame) -> None:
-        """Count a frame of whole sessions."""
+    def add(self, frame: pl.DataFrame, sessions: set[str]) -> None:
+        """Count a frame of these sessions, each of them whole."""
         if not frame.height:
             return
         counts, violations = events.find_violations(frame, self.taxonomy)
@@ -768,22 +789,39 @@ class _Tally:
         told = frame.select(pl.col("techniques").filter(pl.col("techniques").list.len() > 0).explode()).to_series()
         self.techniques.update(told.to_list())
         last = frame.group_by("session_id").agg(pl.col("onset_time").max())
-        self.sessions.update(last["session_id"])
+        self.n_sessions += last.height
+        self.n_strangers += len(set(last["session_id"]) - sessions)
         self.us += int(np.rint(last["onset_time"].to_numpy() * 1e6).sum())
-        self._ids.append(frame["event_id"].hash().to_numpy())
+        slots = np.sort(_slots(frame["event_id"]))
+        byte, bit = slots >> np.uint64(3), np.uint8(1) << (slots & np.uint64(7)).astype(np.uint8)
+        again = (self._met[byte] & bit) > 0
+        again[1:] |= slots[1:] == slots[:-1]
+        self._shared.append(slots[again])
+        np.bitwise_or.at(self._met, byte, bit)
 
     def n_repeated_ids(self, path: Path) -> int:
-        """Rows whose event id occurred before. Works on hashes; only when two agree are the ids themselves compared.
+        """Rows of the table whose event id occurred before, in memory that hardly grows with the table.
 
-        The hashes are joined once and sorted in place: with copies they were a third of the memory of ten million events.
+        Only ids that share a slot are looked at, by their hashes; only when two of these agree are the ids themselves compared.
         """
-        self._ids = [np.concatenate(self._ids)] if self._ids else [np.empty(0, np.uint64)]
-        hashes = self._ids[0]
-        hashes.sort()
+        shared = np.unique(np.concatenate(self._shared)) if self._shared else np.empty(0, np.uint64)
+        if not len(shared):
+            return 0
+        ids = pl.scan_parquet(path).select("event_id")
+        suspects = []
+        for start in range(0, self.n_events, store.ROW_GROUP_ROWS):
+            own = ids.slice(start, store.ROW_GROUP_ROWS).collect()["event_id"]
+            suspects.append(own.hash().to_numpy()[np.isin(_slots(own), shared)])
+        hashes = np.sort(np.concatenate(suspects))
         if not (hashes[1:] == hashes[:-1]).any():
             return 0
-        ids = pl.read_parquet(path, columns=["event_id"])["event_id"]
-        return len(ids) - ids.n_unique()
+        every = ids.collect()["event_id"]
+        return len(every) - every.n_unique()
+
+
+def _slots(ids: pl.Series) -> NDArray[np.uint64]:
+    """Slot of each id [shape=(n,)]: the front of its hash."""
+    return ids.hash().to_numpy() >> np.uint64(64 - SLOT_BITS)
 
 
 @dataclass(frozen=True)
@@ -831,10 +869,28 @@ def _read_chunk(job: tuple[str, Path, Mapping[str, Any], Sequence[_Job]]) -> lis
     name, taxonomy_path, options, recordings = job
     module = source_module(name)
     taxonomy = Taxonomy.at(taxonomy_path)
-    return [_read_one(module, taxonomy, options, recording) for recording in recordings]
+    at_once = _read_at_once(module, taxonomy, options, recordings)
+    return [_read_one(module, taxonomy, options, recording, at_once.get(i)) for i, recording in enumerate(recordings)]
 
 
-def _read_one(module: SourceModule, taxonomy: Taxonomy, options: Mapping[str, Any], job: _Job) -> _Read | Rejected:
+def _read_at_once(
+    module: SourceModule, taxonomy: Taxonomy, options: Mapping[str, Any], jobs: Sequence[_Job]
+) -> dict[int, Reading | Rejected | Exception]:
+    """Readings by number of the job, of modules that can read many recordings at once; what is not here is read alone."""
+    read_many: Callable[..., Sequence[Reading | Rejected | Exception]] | None = getattr(module, "read_many", None)
+    found: dict[int, Reading | Rejected | Exception] = {}
+    if read_many is None or len(jobs) < 2:
+        return found
+    for root in dict.fromkeys(job.root for job in jobs):
+        own = [i for i, job in enumerate(jobs) if job.root == root]
+        with suppress(Exception):  # our bug strikes only its recording when they are read alone, and is shown there
+            found |= zip(own, read_many(root, [jobs[i].recording for i in own], taxonomy, options), strict=True)
+    return found
+
+
+def _read_one(
+    module: SourceModule, taxonomy: Taxonomy, options: Mapping[str, Any], job: _Job, known: Reading | Rejected | Exception | None
+) -> _Read | Rejected:
     recording = job.recording
     partners = tuple(f for f in recording.files if f != recording.timeline)
 
@@ -842,7 +898,9 @@ def _read_one(module: SourceModule, taxonomy: Taxonomy, options: Mapping[str, An
         return Rejected(recording.timeline, "read", code, message, partners)
 
     try:
-        reading = module.read(job.root, recording, taxonomy, options)
+        reading = module.read(job.root, recording, taxonomy, options) if known is None else known
+        if isinstance(reading, Exception):
+            raise reading
         if isinstance(reading, Rejected):
             return replace(reading, partners=reading.partners or tuple(f for f in recording.files if f != reading.path))
         if reading.session.session_id != recording.session.session_id:

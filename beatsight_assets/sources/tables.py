@@ -14,6 +14,7 @@ from beatsight_assets.errors import InputError
 
 ENCODINGS = ("utf-8-sig", "cp949", "cp1252")  # in this order; spreadsheet programs save Groove's info.csv in the last two
 MAX_BYTES = 256 * 1024 * 1024
+MAX_SHARED = 12  # characters of a value that is likely to come again; longer ones are paths and ids
 
 
 def read_csv(path: Path, *, required: Sequence[str] = (), encodings: Sequence[str] = ENCODINGS) -> list[dict[str, str]]:
@@ -42,6 +43,7 @@ def read_csv(path: Path, *, required: Sequence[str] = (), encodings: Sequence[st
         if absent:
             raise InputError(f"column {absent[0]!r} is missing; found {', '.join(names[:12])}", code="bad-metadata", where=f"{path.name}:1")
         rows = []
+        shared: dict[str, str] = {}  # values that many rows have are held once
         for row in reader:
             if not row:
                 continue
@@ -49,7 +51,8 @@ def read_csv(path: Path, *, required: Sequence[str] = (), encodings: Sequence[st
                 raise InputError(
                     f"{len(row)} fields where the header has {len(names)}", code="bad-metadata", where=f"{path.name}:{reader.line_num}"
                 )
-            rows.append({n: v.strip() for n, v in zip(names, row, strict=True)})
+            values = (v.strip() for v in row)
+            rows.append({n: shared.setdefault(v, v) if len(v) <= MAX_SHARED else v for n, v in zip(names, values, strict=True)})
     except csv.Error as error:
         raise InputError(f"not a csv table: {error}", code="bad-metadata", where=f"{path.name}:{reader.line_num}") from error
     return rows

@@ -38,7 +38,7 @@ class Source:
     many_roots: bool = False  # every configured root holds a part of the dataset; else the first that exists is the dataset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Recording:
     """One session to read. Paths are POSIX, relative to the dataset root; `files` are those that exist and belong to it."""
 

@@ -10,10 +10,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from beatsight_assets import midi, sources
+from beatsight_assets import events, midi, sources
 from beatsight_assets.audio import write_wav
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 from beatsight_assets.settings import Settings
+from beatsight_assets.sources import Recording, pipeline, rendered
+from beatsight_assets.taxonomy import Taxonomy
 
 HEADER = "take_id,midi_filename,audio_filename,kit_id,group,split,mix_context\n"
 
@@ -201,6 +203,47 @@ def test_a_bug_in_a_source_is_a_row_and_turns_the_gate_red(settings: Settings, d
     assert quarantine(settings) == [("midi/b.mid", "internal-error")]
     assert report.figures["recordings"] == 2
     assert not report.passed
+
+
+def test_a_bug_in_reading_many_at_once_strikes_nobody(settings: Settings, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the reading of a row of recordings fails as a whole, each of them is read alone."""
+
+    def broken(*_: object) -> list[object]:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("beatsight_assets.sources.rendered.read_many", broken, raising=False)
+    report = sources.ingest(settings, "demo")
+    assert report.passed and report.figures["recordings"] == 3
+
+
+def test_an_error_in_a_row_of_recordings_is_that_of_its_recording(settings: Settings, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a module hands back in the place of a recording is its row in quarantine; the others are read."""
+
+    def many(root: Path, recordings: list[Recording], *rest: object) -> list[object]:
+        bad = InputError("no drum in it", code="no-events")
+        return [bad if r.timeline == "midi/b.mid" else rendered.read(root, r, *rest) for r in recordings]  # type: ignore[arg-type]
+
+    monkeypatch.setattr("beatsight_assets.sources.rendered.read_many", many, raising=False)
+    report = sources.ingest(settings, "demo")
+    assert report.figures["recordings"] == 2 and quarantine(settings) == [("midi/b.mid", "no-events")]
+
+
+@pytest.mark.parametrize("bits", [3, 27], ids=["slots shared by all", "slots of their own"])
+def test_a_repeated_id_is_counted_wherever_it_stands(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    """Ids that repeat inside a frame of the table and across two are counted; different ids never are."""
+    monkeypatch.setattr("beatsight_assets.sources.pipeline.SLOT_BITS", bits)
+    taxonomy = Taxonomy.shipped()
+    hits = events.Hits.single(taxonomy.note_map("td11")[36])
+    frames = [events.assemble("x", [(events.Session(f"{part}{i}", "g"), hits) for i in range(40)], taxonomy).frame for part in ("a", "b")]
+    for names, n_repeated in (((0, 1), 0), ((0, 1, 0), 40), ((1, 0, 0, 1), 80)):
+        tally = pipeline.Tally(taxonomy)
+        for n in names:
+            tally.add(frames[n], set(frames[n]["session_id"]))
+        pl.concat([frames[n] for n in names]).write_parquet(tmp_path / "events.parquet")
+        assert tally.n_repeated_ids(tmp_path / "events.parquet") == n_repeated
+        assert (tally.n_sessions, tally.n_strangers) == (40 * len(names), 0)
 
 
 def test_two_rows_for_one_session_are_refused_once(settings: Settings, demo: Path) -> None:
