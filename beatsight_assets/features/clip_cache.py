@@ -180,8 +180,13 @@ def chosen_parts(bundle: Bundle, splits: Sequence[str]) -> list[Part]:
     return [p for p in bundle.parts() if p.split in splits]
 
 
-def _part_clips(bundle: Bundle, feature: ClipDefinition, part: Part) -> NDArray[np.int16]:
-    """The window of the definition in every clip of a part, memory-mapped [shape=(n_clips, n_samples)]."""
+def part_clips(bundle: Bundle, feature: ClipDefinition, part: Part) -> NDArray[np.int16]:
+    """The window of the definition in every clip of a part, int16, memory-mapped [shape=(n_clips, n_samples)].
+
+    Raises
+    ------
+    InputError `bad-bundle`
+    """
     pre, n_samples = _window(bundle)
     if part.path.stat().st_size != 2 * part.n_clips * n_samples:
         raise InputError("ends before its clips do. Run: beatsight bundle export --resume", code="bad-bundle", where=part.name)
@@ -242,7 +247,7 @@ def _make_shard(
                         where=f"{part.shard:02d}/{part.name}",
                     )
                 with bundle.one_version():  # what is mapped here stays as it is
-                    source = _part_clips(bundle, feature, part) if wider is None else wider
+                    source = part_clips(bundle, feature, part) if wider is None else wider
                 if wider is None and settings.store.sha256(part.path) != part.sha256:
                     raise InputError(
                         f"is not what the bundle was sealed with. Run: beatsight bundle export {options.bundle} --resume",

@@ -1,10 +1,11 @@
-"""Clips of a bundle as batches: cached features, targets and masks, in a keyed order.
+"""Clips of a bundle as batches: features, targets and masks, in a keyed order.
 
-Belongs here: where a clip's features lie, its truth in the classes of the bundle's view, the order of an epoch, batches. Does not belong here:
+Belongs here: where a clip's features or samples lie, its truth in the classes of the bundle's view, the order of an epoch, batches. Does not belong here:
 spectrograms (`features`), the loss and the network (`train`, `network`).
 
 There are no worker processes: a batch is copied out of memory-mapped arrays, which is faster than handing it from one process to another;
 where all features fit into the memory of the device, they are indexed there. Orders and draws depend on (seed, epoch) alone.
+The cache is optional: where a part has no features there, those of every batch are computed from its samples, by the function that fills it.
 """
 
 from __future__ import annotations
@@ -53,12 +54,19 @@ class Clips:
     target: NDArray[np.bool_]  # [shape=(n_clips, n_classes)]
     judged: NDArray[np.bool_]  # [shape=(n_clips, n_classes)] False: the clip says nothing about the class
     single: NDArray[np.int64]  # [shape=(n_clips,)] the class, where the target has exactly one and it is judged, else -1
-    arrays: tuple[NDArray[Any], ...]  # one per part, memory-mapped [shape=(n, n_mels, n_frames)]
+    arrays: tuple[
+        NDArray[Any], ...
+    ]  # one per part, memory-mapped [shape=(n, n_mels, n_frames)]; int16 samples [shape=(n, n_samples)] uncached
     array_of: NDArray[np.int64]  # [shape=(n_clips,)]
     row_of: NDArray[np.int64]  # [shape=(n_clips,)] in its array
 
     def __len__(self) -> int:
         return len(self.array_of)
+
+    @property
+    def form(self) -> str:
+        """How features are stored: float32, float16, uint8; `samples` where they are not and each batch is computed."""
+        return "samples" if self.arrays[0].dtype == np.int16 else self.arrays[0].dtype.name
 
     def single_target(self) -> tuple[NDArray[np.int64], dict[str, int]]:
         """Clips that `target_mode: single` trains on, and how many fell out: several classes, a masked target, none of the view."""
@@ -69,8 +77,8 @@ class Clips:
         return np.flatnonzero(self.single >= 0), {k: int(v.sum()) for k, v in left_out.items()}
 
     def stored(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Features as they are stored [shape=(n, n_mels, n_frames)], read in the order in which they lie on disk."""
-        out = np.empty((len(rows), *self.feature.shape), dtype=self.arrays[0].dtype)
+        """Features as they are stored [shape=(n, n_mels, n_frames)], or samples, read in the order in which they lie on disk."""
+        out = np.empty((len(rows), *self.arrays[0].shape[1:]), dtype=self.arrays[0].dtype)
         order = np.argsort(rows, kind="stable")
         arrays = self.arrays
         for i, array, row in zip(order.tolist(), self.array_of[rows[order]].tolist(), self.row_of[rows[order]].tolist(), strict=True):
@@ -78,10 +86,10 @@ class Clips:
         return out
 
     def resident(self, device: str) -> torch.Tensor:
-        """All features as they are stored, on a device [shape=(n_clips, n_mels, n_frames)]: hand them to `batches` where they fit."""
+        """All features (or samples) as they are stored, on a device: hand them to `batches` where they fit."""
         import torch
 
-        held = torch.empty((len(self), *self.feature.shape), dtype=getattr(torch, self.arrays[0].dtype.name), device=device)
+        held = torch.empty((len(self), *self.arrays[0].shape[1:]), dtype=getattr(torch, self.arrays[0].dtype.name), device=device)
         ends = np.cumsum(np.bincount(self.array_of, minlength=len(self.arrays)))
         for array, end in zip(self.arrays, ends.tolist(), strict=True):
             held[end - len(array) : end] = torch.from_numpy(np.array(array)).to(device)
@@ -113,13 +121,15 @@ class Clips:
             some = order[start : start + batch_size]
             rows = torch.from_numpy(some).to(device)
             stored = torch.from_numpy(self.stored(some)).to(device) if resident is None else resident[rows]
-            yield Batch(rows, in_db(stored), target[rows], judged[rows])
+            yield Batch(rows, in_db(stored, self.feature), target[rows], judged[rows])
 
 
-def in_db(stored: torch.Tensor) -> torch.Tensor:
-    """dB, float32, of stored values, on their device; equal to `clip_cache.decode`."""
+def in_db(stored: torch.Tensor, feature: ClipDefinition) -> torch.Tensor:
+    """dB, float32, of stored values, on their device, equal to `clip_cache.decode`; of int16 samples their features."""
     import torch
 
+    if stored.dtype == torch.int16:
+        return torch.from_numpy(feature.compute(stored.cpu().numpy())).to(stored.device)
     if stored.dtype == torch.uint8:
         return stored.float() * np.float32(STEP_DB).item() - 100.0
     return stored.float()
@@ -135,42 +145,58 @@ def network_input(features: torch.Tensor, feature: ClipDefinition) -> torch.Tens
 def load_clips(
     settings: Settings, bundle: str, splits: Sequence[str], *, group_field: str = "session_id", definition: str = CLIP_FEATURE
 ) -> Clips:
-    """Clips of some splits of a bundle whose features are cached.
+    """Clips of some splits of a bundle, with the features of its cache where every part of them is there, else with their samples.
 
     Raises
     ------
-    BundleIncomplete; ConfigError `feature-mismatch`, `window-too-short`
+    BundleIncomplete; ConfigError `feature-mismatch`, `window-too-short`, `unknown-choice` : clips do not have the group field
     GateFailed `nothing-to-train` : no clip in these splits
-    InputError `missing-input` : the features of a part are not cached; `bad-features` : an array is not the one of the index
+    InputError `bad-features` : an array is not the one of the index; `bad-bundle` : a part is not what was sealed
     """
     feature, opened = clip_definition(definition), clip_cache.opened(settings, WarmOptions(bundle, definition=definition))
     with opened.one_version():
-        return _load(settings, opened, feature, splits, group_field)
+        parts = clip_cache.chosen_parts(opened, splits)
+        if not parts:
+            raise GateFailed(f"bundle {bundle} has no clip in {', '.join(splits)}", code="nothing-to-train")
+        return _clips(
+            opened,
+            feature,
+            parts,
+            _cached(settings, opened, feature, parts) or _samples(settings, opened, feature, parts),
+            splits,
+            group_field,
+        )
 
 
-def _load(settings: Settings, opened: Bundle, feature: ClipDefinition, splits: Sequence[str], group_field: str) -> Clips:
-    parts, bundle = clip_cache.chosen_parts(opened, splits), opened.name
-    if not parts:
-        raise GateFailed(f"bundle {bundle} has no clip in {', '.join(splits)}", code="nothing-to-train")
-    path = clip_cache.index_path(settings, feature, bundle)
-    command = f"Run: beatsight features warm {bundle}"
+def _cached(settings: Settings, bundle: Bundle, feature: ClipDefinition, parts: Sequence[Part]) -> tuple[NDArray[Any], ...]:
+    """The arrays of all parts, or nothing where one of them is not cached."""
+    path = clip_cache.index_path(settings, feature, bundle.name)
+    command = f"Run: beatsight features warm {bundle.name}"
     if not path.is_file():
-        raise InputError(f"the features of bundle {bundle} are not cached. {command}", code="missing-input", where=settings.store.rel(path))
+        return ()
     index = store.read_json(path)
     if index["digest"] != feature.digest:
         raise ConfigError(f"features were made by {index['definition']['name']}, not {feature.name}. {command}", code="feature-mismatch")
-    entries = {entry["part"]: (key, entry) for key, entry in index["arrays"].items()}
-    arrays, dtype = [], str(index["dtype"])
+    entries, arrays, dtype = index["arrays"], [], str(index["dtype"])
     for part in parts:
-        name = f"{part.shard:02d}/{part.name}"
-        key, entry = entries.get(name, ("", {}))
-        if key != clip_cache.array_key(part.sha256, feature, dtype, clip_cache.first_sample(opened, feature)):
-            raise InputError(f"the features of part {name} are not cached. {command}", code="missing-input", where=settings.store.rel(path))
+        key = clip_cache.array_key(part.sha256, feature, dtype, clip_cache.first_sample(bundle, feature))
         array = clip_cache.array_path(settings, feature, part.shard, key, dtype)
+        if key not in entries or not array.is_file():
+            return ()
         arrays.append(clip_cache.read_array(array, part.n_clips, feature, dtype))
-        if settings.store.sha256(array) != entry["sha256"]:
+        if settings.store.sha256(array) != entries[key]["sha256"]:
             raise InputError(f"is not the array of the index. {command}", code="bad-features", where=settings.store.rel(array))
-    return _clips(opened, feature, parts, tuple(arrays), splits, group_field)
+    return tuple(arrays)
+
+
+def _samples(settings: Settings, bundle: Bundle, feature: ClipDefinition, parts: Sequence[Part]) -> tuple[NDArray[np.int16], ...]:
+    arrays = []
+    for part in parts:
+        arrays.append(np.asarray(clip_cache.part_clips(bundle, feature, part)))
+        if settings.store.sha256(part.path) != part.sha256:
+            command = f"Run: beatsight bundle export {bundle.name} --resume"
+            raise InputError(f"is not what the bundle was sealed with. {command}", code="bad-bundle", where=f"{part.shard:02d}/{part.name}")
+    return tuple(arrays)
 
 
 def _clips(
@@ -194,6 +220,10 @@ def _clips(
         "negative_example",
     ]
     place = {(p.shard, p.name): n for n, p in enumerate(parts)}
+    known = bundle.shard_table(parts[0].shard).collect_schema()
+    if known.get(group_field) != pl.String:
+        usable = [name for name, kind in known.items() if kind == pl.String]
+        raise ConfigError.unknown_choice("group field of the sampling weights", group_field, usable, where=f"bundles/{bundle.name}")
     frames = []
     for shard in sorted({p.shard for p in parts}):
         rows = bundle.shard_table(shard).filter(pl.col("split").is_in(list(splits)))

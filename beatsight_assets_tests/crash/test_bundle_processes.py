@@ -221,7 +221,7 @@ def test_a_reader_sees_one_version_whenever_a_writer_replaces_it(new_root: NewRo
 READERS: dict[str, tuple[tuple[object, str], Callable[[Settings], object]]] = {
     "digests": ((check, "find_flips"), lambda s: check.run(s, check.CheckOptions("b"))),
     "totals": ((seal, "add_up"), lambda s: check.against_manifest(s, "b")),
-    "features": ((clip_cache, "_part_clips"), lambda s: clip_cache.run_shard(s, clip_cache.WarmOptions("b"), 0)),
+    "features": ((clip_cache, "part_clips"), lambda s: clip_cache.run_shard(s, clip_cache.WarmOptions("b"), 0)),
     "clips of a network": ((Bundle, "shard_table"), lambda s: load_clips(s, "b", ("train", "val", "test"))),
     "form": ((FormClips, "rows"), lambda s: interchange.run(s, interchange.InterchangeOptions("b", "webdataset"))),
 }  # the step before which a writer replaces the bundle, and who takes it
