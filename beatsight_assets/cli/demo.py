@@ -55,6 +55,8 @@ def _built(reports: dict[str, Report]) -> list[str]:
         lines.append("  (synthesised audio: it shows that the path works, not how good the model is on records; see docs/real_audio.md)")
     if promoted := reports.get("promoted_model"):
         lines.append(f"  promoted as {promoted.facts['release']}")
+    if bundle := reports.get("bundle"):
+        lines.append(f"  bundle training: {bundle.figures['written_clips']:,} clips for models that classify single hits")
     return lines
 
 

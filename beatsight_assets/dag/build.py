@@ -39,7 +39,7 @@ def build_defs(*, settings: Settings | None = None, executor: dg.ExecutorDefinit
     is_prod = known.profile == "prod"
     datasets = dg.StaticPartitionsDefinition(list(known.datasets))
     rendered = dg.StaticPartitionsDefinition([name for name, config in known.datasets.items() if config.rendered])
-    shards = dg.StaticPartitionsDefinition(shard_names(2 if known.profile == "demo" else 16))
+    shards = dg.StaticPartitionsDefinition(shard_names(known))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # observable sources (design ruling 24)
         warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks

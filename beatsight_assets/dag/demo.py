@@ -1,6 +1,6 @@
 """The whole platform on data it makes itself: render, ingest, and everything after, on the data root's own Dagster instance.
 
-Belongs here: the order of the three runs and what is said at the end. Does not belong here: any work or limit.
+Belongs here: the order of the runs and what is said at the end. Does not belong here: any work or limit.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from beatsight_assets import clock
 from beatsight_assets.dag import metadata
+from beatsight_assets.dag.assets.bundle import shard_names
 from beatsight_assets.dag.assets.raw import RenderConfig
 from beatsight_assets.dag.build import build_defs
 from beatsight_assets.dag.checks.table import CHECKS
@@ -30,6 +31,9 @@ DATASET = "beatsight_demo"
 OWN_RUNS = {"beatsight/demo": "true"}  # tag of runs that only a demo process carries out
 QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}  # progress is shown instead; the UI has the full log
 MADE = (*dict.fromkeys(c.asset for c in CHECKS), "predictions")
+RECEIPT_OF = {c.asset: c.of for c in CHECKS if not c.stage} | dict.fromkeys(
+    ("rendered_audio", "events"), DATASET
+)  # partition of the receipt
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class DemoSummary:
 
 
 def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, progress: Progress = silent) -> DemoSummary:
-    """Render, ingest, then merge to transcriptions, each with its checks, in this process. What is unchanged is not done again.
+    """Render, ingest, merge to transcriptions, then a bundle with its features, each with its checks, in this process. What is unchanged is kept.
 
     A red gate stops what rests on it; the summary names every check that is not green.
 
@@ -70,20 +74,25 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
     started = clock.monotonic_s()
     defs = build_defs(settings=settings)
     render = RenderConfig() if options is None else RenderConfig(seed=options.seed, sessions=options.sessions)
-    runs = (
-        ("render_job", DATASET, dg.RunConfig(ops={"rendered_audio": render}, loggers=QUIET)),
-        ("ingest_job", DATASET, dg.RunConfig(loggers=QUIET)),
-        ("demo_job", None, dg.RunConfig(ops=train_with("demo"), loggers=QUIET)),
+    shards = shard_names(settings)
+    all_shards = {"dagster/asset_partition_range_start": shards[0], "dagster/asset_partition_range_end": shards[-1]}
+    quiet = dg.RunConfig(loggers=QUIET)
+    runs: tuple[tuple[str, str | None, dg.RunConfig, dict[str, str]], ...] = (
+        ("render_job", DATASET, dg.RunConfig(ops={"rendered_audio": render}, loggers=QUIET), {}),
+        ("ingest_job", DATASET, quiet, {}),
+        ("demo_job", None, dg.RunConfig(ops=train_with("demo"), loggers=QUIET), {}),
+        ("export_job", None, quiet, all_shards),
+        ("post_export_job", None, quiet, all_shards),
     )
     failures: list[str] = []
     warned: list[str] = []
     n_checks = 0
     reused: set[str] = set()
     with open_instance(settings) as instance, _alone(settings, instance), progress_to(progress):
-        for job, partition, config in runs:
+        for job, partition, config, tags in runs:
             try:
                 result = defs.resolve_job_def(job).execute_in_process(
-                    instance=instance, partition_key=partition, run_config=config, tags=OWN_RUNS, raise_on_error=False
+                    instance=instance, partition_key=partition, run_config=config, tags=OWN_RUNS | tags, raise_on_error=False
                 )
             except OperationalError as error:
                 raise StoreError(
@@ -102,7 +111,7 @@ def run_demo(settings: Settings, *, options: "RenderOptions | None" = None, prog
             failures += _step_failures(result)
             if not result.success:
                 break
-    reports = {name: read_receipt(settings, name, DATASET if name in ("rendered_audio", "events") else None) for name in MADE}
+    reports = {name: read_receipt(settings, name, RECEIPT_OF.get(name)) for name in MADE}
     made = {name: replace(report, reused=name in reused) for name, report in reports.items() if report is not None}
     return DemoSummary(made, tuple(failures), tuple(warned), n_checks, clock.monotonic_s() - started)
 

@@ -40,10 +40,12 @@ def test_the_demo_is_green_and_says_what_it_built(demo: Roots) -> None:
         "-> train",
         "transcribe run",
         "openset/auroc",
+        "bundle training: 2,343 clips",
     ):
         assert word in done.out
     assert "epoch" in done.err and "takes" in done.err, "progress is visible all the way"
     assert (root / "models/promoted/CURRENT.json").is_file()
+    assert (root / "bundles/training/BUNDLE.json").is_file()
 
 
 def test_the_demo_data_is_what_ruling_25_asks_for(demo: Roots) -> None:
