@@ -19,6 +19,12 @@ from beatsight_assets.errors import ConfigError
 @click.option("--batch-size", type=click.IntRange(min=1), help="Overrides the preset.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Overrides the preset.")
 @click.option("--seed", type=int, help="Overrides the preset.")
+@click.option(
+    "--follow-alignment",
+    is_flag=True,
+    default=None,
+    help="Move the targets of each dataset by its constant of `readiness align`, to where its audio has the onsets.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--resume",
@@ -39,6 +45,7 @@ def train_command(
     batch_size: int | None,
     lr: float | None,
     seed: int | None,
+    follow_alignment: bool | None,
     device: str,
     resume: str,
     tracker: str,
@@ -46,7 +53,13 @@ def train_command(
 ) -> int:
     from beatsight_assets.model.train import TrainOptions, run
 
-    given: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "seed": seed}
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "seed": seed,
+        "follow_alignment": follow_alignment,
+    }
     overrides = {k: v for k, v in given.items() if v is not None}
     options = TrainOptions(
         preset=preset,

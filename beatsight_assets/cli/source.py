@@ -79,6 +79,7 @@ def scan_command(session: Session, name: str, roots: tuple[Path, ...]) -> int:
 @click.option("--output-events", type=click.Path(path_type=Path), help="Also write the events there, as .parquet or .jsonl.")
 @click.option("--output-provenance", type=click.Path(path_type=Path), help="Also write the provenance there, one JSON object per line.")
 @click.option("--license-ref", metavar="TEXT", help="Licence to note in provenance instead of the dataset's own.")
+@click.option("--ingestion-version", metavar="TEXT", help="Your name for this reading: noted in provenance behind the version of the code.")
 def ingest_command(
     session: Session,
     names: tuple[str, ...],
@@ -90,6 +91,7 @@ def ingest_command(
     output_events: Path | None,
     output_provenance: Path | None,
     license_ref: str | None,
+    ingestion_version: str | None,
 ) -> int:
     from beatsight_assets.sources import find_root, ingest, take_inventory
 
@@ -108,7 +110,15 @@ def ingest_command(
     def step(name: str) -> Report:
         if inventory_only:
             return take_inventory(settings, name, limit=limit, hash_audio=not no_hash_audio, progress=session.progress)
-        return ingest(settings, name, limit=limit, hash_audio=not no_hash_audio, license_ref=license_ref, progress=session.progress)
+        return ingest(
+            settings,
+            name,
+            limit=limit,
+            hash_audio=not no_hash_audio,
+            license_ref=license_ref,
+            ingestion_version=ingestion_version,
+            progress=session.progress,
+        )
 
     reports: list[Report] = []
     failed: dict[str, BeatSightError] = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from beatsight_assets.errors import NothingToDo
+from beatsight_assets.errors import ConfigError, NothingToDo
 from beatsight_assets.features.cache import index_path
 from beatsight_assets.features.definitions import FrameDefinition, definition
 from beatsight_assets.model import decode, learn
@@ -76,11 +76,14 @@ def run(settings: Settings, options: CrossvalOptions | None = None, *, progress:
 
     Raises
     ------
+    ConfigError `bad-option` : a preset with `follow_alignment`
     NothingToDo `nothing-to-judge` : the dataset has fewer than two groups with features, or there is nothing else to train on
     """
     options = options or CrossvalOptions()
     hyper, _ = load_preset(settings, options.preset)
     tune, _ = load_preset(settings, options.tune_preset)
+    if hyper.follow_alignment or tune.follow_alignment:
+        raise ConfigError("crossval learns and judges by the annotations as they are. Leave follow_alignment out", code="bad-option")
     feature = definition(hyper.feature)
     identity = {**asdict(options), "hyper": hyper.model_dump(mode="json"), "tune": tune.model_dump(mode="json")}
     parents = (("annotated", settings.layout.annotated), ("splits", settings.layout.splits), ("features", index_path(settings, feature)))

@@ -178,6 +178,7 @@ def ingest(
     limit: int | None = None,
     hash_audio: bool = True,
     license_ref: str | None = None,
+    ingestion_version: str | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Raw files of one dataset -> events, provenance, quarantine and an ingest report, with the dataset's gates judged.
@@ -187,6 +188,7 @@ def ingest(
     limit : only the first recordings of the scan: for a look, never green
     hash_audio : without it audio is known by size and time of change, and its sha256 in provenance is null
     license_ref : licence in provenance instead of the source's own
+    ingestion_version : the user's name for this reading, in provenance behind the version of the code
 
     Raises
     ------
@@ -195,7 +197,9 @@ def ingest(
     StoreError `io-error` : a raw folder cannot be listed
     """
     source_set, config = settings.dataset(name)
-    work, meaning = _prepare(settings, source_set, limit=limit, hash_audio=hash_audio, license_ref=license_ref)
+    work, meaning = _prepare(
+        settings, source_set, limit=limit, hash_audio=hash_audio, license_ref=license_ref, ingestion_version=ingestion_version
+    )
     options = meaning | {
         "listing": [t.digest for t in (*work.trees, *work.companions)],
         "limit": limit,
@@ -235,7 +239,13 @@ def take_inventory(
 
 
 def _prepare(
-    settings: Settings, source_set: str, *, limit: int | None = None, hash_audio: bool = True, license_ref: str | None = None
+    settings: Settings,
+    source_set: str,
+    *,
+    limit: int | None = None,
+    hash_audio: bool = True,
+    license_ref: str | None = None,
+    ingestion_version: str | None = None,
 ) -> tuple[_Ingest, dict[str, Any]]:
     """An ingest that has walked its roots, and what besides the files decides its rows."""
     config = settings.datasets[source_set]
@@ -267,6 +277,7 @@ def _prepare(
         "code": code_digest(config.module),
         "hash_audio": hash_audio,
         "license_ref": license_ref,
+        "ingestion_version": ingestion_version,
     }
     return _Ingest(settings, source_set, module, taxonomy, read_options, trees, companions, meaning, limit), meaning
 
@@ -565,7 +576,7 @@ class _Ingest:
             "sample_paths": [path for _, path in item.places],
             "hashes": [{"path": p[1], "sha256": self.digests[p], "bytes": self.state(p).n_bytes} for p in item.places],
             "ingestion_module": self.module.SOURCE.name,
-            "code_version": VERSION,
+            "code_version": VERSION + (f"+{named}" if (named := self.meaning["ingestion_version"]) else ""),
             "taxonomy_version": self.taxonomy.version,
             "note_map": reading.note_map,
             "processing_chain": list(self.module.SOURCE.chain),

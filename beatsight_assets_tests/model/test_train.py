@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from beatsight_assets import cli, events, sampling, store
 from beatsight_assets.errors import ConfigError, GateFailed
-from beatsight_assets.model import learn, train
+from beatsight_assets.model import crossval, learn, train
 from beatsight_assets.model.data import load_recordings
 from beatsight_assets.model.learn import Hyper
 from beatsight_assets.model.train import TrainOptions
@@ -245,5 +246,13 @@ def test_training_follows_the_alignment_only_when_asked(root: Settings) -> None:
     )
     for a, b in zip(there, later, strict=True):
         np.testing.assert_allclose(b.truth.onset_s - a.truth.onset_s, found["offset_ms"] / 1e3, atol=1e-6)
-    train.run(root, options(overrides={"follow_alignment": True, "epochs": 1}))
+    preset = root.layout.root / "configs/presets/tiny.yaml"
+    preset.parent.mkdir(parents=True)
+    tiny = {**TINY, "epochs": 1, "learning_rate": 0.001}
+    preset.write_text(json.dumps(tiny))
+    words = ["--data-root", str(root.layout.root), "--profile", "demo", "model", "train", "--preset", "tiny", "--run-name", "r"]
+    CliRunner().invoke(cli.build(), [*words, "--follow-alignment", "--device", "cpu"], standalone_mode=False, catch_exceptions=False)
     assert json.loads((root.layout.run_dir("r") / "config.json").read_text())["annotation_offsets_ms"] == {SOURCE_SET: found["offset_ms"]}
+    preset.write_text(json.dumps({**tiny, "follow_alignment": True}))
+    with pytest.raises(ConfigError, match="as they are"):
+        crossval.run(root, crossval.CrossvalOptions(source_set=SOURCE_SET, preset="tiny"))

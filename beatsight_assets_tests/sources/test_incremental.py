@@ -114,13 +114,15 @@ def test_only_what_changed_is_read(settings: Settings, five: Path) -> None:
 
 
 def test_what_a_reading_may_depend_on_is_seen(settings: Settings, five: Path) -> None:
-    """A file that belongs to no recording, an option, the code and the licence: any of them makes all be read again."""
+    """A file that belongs to no recording, an option, the licence and the user's name for the reading: each makes all be read again."""
     (five / "extra.txt").write_text("could be read by somebody")
     assert n_read(settings) == 5
     assert n_read(with_config(settings, options={"group_prefix": "other:"})) == 5
     assert n_read(settings, license_ref="CC0") == 5
     provenance = pl.read_parquet(settings.layout.provenance(NAME))
-    assert set(provenance["license_ref"]) == {"CC0"}
+    assert set(provenance["license_ref"]) == {"CC0"} and set(provenance["code_version"]) == {pipeline.VERSION}
+    assert n_read(settings, ingestion_version="lab-7") == 5
+    assert set(pl.read_parquet(settings.layout.provenance(NAME))["code_version"]) == {f"{pipeline.VERSION}+lab-7"}
 
 
 def test_other_code_reads_again(settings: Settings, five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
