@@ -56,6 +56,7 @@ def scan_command(session: Session, name: str, roots: tuple[Path, ...]) -> int:
         *(f"  out of scope, {reason}: {n:,}" for reason, n in payload["out_of_scope"].items()),
         f"  listed but refused or absent: {len(payload['refused']):,}",
         *(f"    {r['code']:<20} {r['path']}" for r in payload["refused"][:10]),
+        *([payload["note"]] if payload["note"] else []),
     ]
     emit(session, payload, "\n".join(lines))
     return 0 if payload["recordings"] else 1

@@ -23,6 +23,7 @@ from beatsight_assets.sources.pipeline import (
     VERSION,
     ingest,
     module_options,
+    read_state,
     scan,
     source_module,
     take_inventory,
@@ -34,7 +35,6 @@ from beatsight_assets.sources.trees import (
     find_root,
     find_roots,
     listing_digest,
-    read_state,
 )
 from beatsight_assets.sources.types import (
     AUDIO_SUFFIXES,

@@ -89,12 +89,20 @@ def listed_takes(
     to_session : (MIDI path, row) -> who played what; audio, split and mix context are filled in here
     """
     rows = read_csv(root / table, required=columns)[::-1]
+    spelled: dict[str, str] | None = (
+        None  # path with its suffix in lower case -> path; made when a row's file is not there as it is written
+    )
     while rows:
         row = rows.pop()  # a row is held until its take is made, and no longer
         timeline, audio = row["midi_filename"].replace("\\", "/"), row["audio_filename"].replace("\\", "/")
-        listed.add(timeline)
         try:
             is_present = contain(root, timeline).is_file()
+            if not is_present:
+                if spelled is None:
+                    spelled = {_in_lower_case(path): path for path in candidate_files(root, MIDI_SUFFIXES)[0]}
+                is_present = _in_lower_case(timeline) in spelled
+                timeline = spelled.get(_in_lower_case(timeline), timeline)
+            listed.add(timeline)
             has_audio = bool(audio) and contain(root, audio).is_file()
         except InputError as error:
             yield Rejected(printable(timeline), "scan", error.code, f"{table}: {error.message}")
@@ -112,6 +120,12 @@ def listed_takes(
             mix_context="drum_only" if audio else "midi_only",
         )
         yield Recording(session, timeline, (timeline, audio) if has_audio else (timeline,), facts, issues)
+
+
+def _in_lower_case(path: str) -> str:
+    """A path with its suffix in lower case: copies by other systems hold .MID files."""
+    stem, dot, suffix = path.rpartition(".")
+    return stem + dot + suffix.lower()
 
 
 def unlisted_takes(root: Path, listed: set[str], to_session: Callable[[str, Mapping[str, str]], Session]) -> Iterator[Recording]:

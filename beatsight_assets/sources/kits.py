@@ -112,6 +112,7 @@ def list_kits(root: Path, options: Mapping[str, Any]) -> list[Kit]:
     Raises
     ------
     ConfigError `bad-config` : a kit table that is not one, or a list of names that is not one
+    InputError `misplaced-kit` : a kit of the configuration lies deeper than right below the root
     """
     files, _ = candidate_files(root, (SFZ_SUFFIX, *AUDIO_SUFFIXES))
     by_kit: dict[str, list[str]] = {}
@@ -119,6 +120,16 @@ def list_kits(root: Path, options: Mapping[str, Any]) -> list[Kit]:
         by_kit.setdefault(path.partition("/")[0] if "/" in path else root.name, []).append(path)
     shipped = {f"{TABLES}{path.stem}": str(path) for path in (SHIPPED_CONFIGS / TABLES).glob("*.yaml")}
     configs, note_maps, rules = options.get("configs", shipped), options.get("note_maps", {}), names.rules_of(options)
+    known = {*(c.removeprefix(TABLES) for c in configs if c.startswith(TABLES)), *note_maps, *options.get("kit_splits", {})}
+    for path in files:
+        if deep := known.intersection(path.split("/")[1:-1]):
+            kit = min(deep)
+            raise InputError(
+                f"{kit} is told in the configuration and lies in {path.partition(f'/{kit}/')[0]}: a kit is a folder right below the root, and "
+                "here its table and its split would count for nothing. Move it up, or give the folder it lies in as the root",
+                code="misplaced-kit",
+                where=f"{path.partition(f'/{kit}/')[0]}/{kit}",
+            )
     kits = []
     for name, paths in by_kit.items():
         place = configs.get(TABLES + name)

@@ -28,10 +28,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from beatsight_assets import audio, events, store, workers
-from beatsight_assets.errors import BeatSightError, ConfigError, NothingToDo
+from beatsight_assets.errors import BeatSightError, ConfigError, InputError, NothingToDo, StoreError
 from beatsight_assets.events import Hits, Session
 from beatsight_assets.settings import Settings
-from beatsight_assets.sources import inventory
+from beatsight_assets.sources import inventory, misplaced
 from beatsight_assets.sources.trees import FileState, Tree, find_roots
 from beatsight_assets.sources.types import AUDIO_SUFFIXES, Reading, Recording, Rejected, Skipped, Source, SourceModule
 from beatsight_assets.stages import Outcome, Progress, Report, Table, is_intact, read_receipt, run_stage, silent
@@ -268,7 +268,7 @@ def _prepare(
         )
     read_options = module_options(settings, source_set)
     trees = [Tree.at(r) for r in roots]
-    companions = [Tree.at(r) for c in module.SOURCE.companions if (r := roots[0].parent / c).is_dir()]
+    companions = _companions(module, roots)
     meaning = {
         "module": config.module,
         "options": config.options,
@@ -280,6 +280,28 @@ def _prepare(
         "ingestion_version": ingestion_version,
     }
     return _Ingest(settings, source_set, module, taxonomy, read_options, trees, companions, meaning, limit), meaning
+
+
+def _companions(module: SourceModule, roots: Sequence[Path]) -> list[Tree]:
+    """The folders beside the first root that the module reads too."""
+    return [Tree.at(r) for c in module.SOURCE.companions if (r := roots[0].parent / c).is_dir()]
+
+
+def read_state(settings: Settings, source_set: str) -> str | None:
+    """Digest of the listings of all roots of a dataset that its config needs, and of the folders beside them that it reads too.
+
+    None when one of them is absent, empty (as the mount point of an absent disk is) or not readable: that is not a change.
+    """
+    configured, config = settings.raw_roots(source_set), settings.datasets[source_set]
+    try:
+        trees = {r: tree for r in find_roots(settings, source_set) if (tree := Tree.at(r)).files}
+        beside = _companions(source_module(config.module), list(trees)) if trees else []
+    except (StoreError, ConfigError):  # a module that is not there: the ingest says so
+        return None
+    if not trees or (len(trees) < len(configured) and config.roots_needed == "all"):
+        return None
+    digests = [tree.digest for tree in (*trees.values(), *beside)]
+    return digests[0] if len(configured) + len(beside) == 1 else blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def scan(settings: Settings, name: str) -> dict[str, Any]:
@@ -302,6 +324,7 @@ def scan(settings: Settings, name: str) -> dict[str, Any]:
         "files": len(found.candidates),
         "out_of_scope": dict(sorted(Counter(found.skipped.get(c, NOT_LISTED) for c in out_of_scope).items())),
         "refused": [{"path": r.path, "code": r.code} for _, r in sorted(refused.items())],
+        "note": None if found.items or refused else work.nothing_there(),
     }
 
 
@@ -339,7 +362,7 @@ class _Ingest:
             candidates, refused = tree.candidates(self.module.SOURCE.suffixes)
             found.candidates.update((n_root, c) for c in candidates)
             found.rejected += [(n_root, r) for r in refused]
-            for one in self.module.scan(tree.root, self.options):
+            for one in self._listed(tree):
                 if isinstance(one, Rejected):
                     found.rejected.append((n_root, one))
                 elif isinstance(one, Skipped):
@@ -348,6 +371,15 @@ class _Ingest:
                     self._take(found, by_session, one, n_root)
         found.listed = {p for item in found.items for p in item.places}
         return found
+
+    def _listed(self, tree: Tree) -> Iterator[Recording | Rejected | Skipped]:
+        try:
+            yield from self.module.scan(tree.root, self.options)
+        except InputError as error:
+            if error.code != "missing-metadata":
+                raise
+            more = misplaced.advice(self.module, tree, self.options)
+            raise InputError(f"{error.message} {more}", code=error.code, where=error.where) from error
 
     def _take(self, found: _Found, by_session: dict[str, _Item], recording: Recording, n_root: int) -> None:
         session_id = recording.session.session_id
@@ -385,6 +417,10 @@ class _Ingest:
                 moved = replace(recording, session=replace(recording.session, audio_path=path), facts=facts)
                 return _Item.of(moved, n_root, (n, path))
         return _Item.of(recording, n_root, None)
+
+    def nothing_there(self) -> str:
+        """What to say when no root holds a recording."""
+        return f"nothing here is of {self.source_set}. {misplaced.advice(self.module, self.trees[0], self.options)}"
 
     # ---- what is new ------------------------------------------------------------------------------------------------------
 
@@ -444,10 +480,7 @@ class _Ingest:
         """Read what is new, take the rest from the last tables, publish, judge."""
         found = self.scan()
         if not found.items and not found.rejected:
-            raise NothingToDo(
-                f"{self.trees[0].root} holds nothing that {self.config.module} can read. Is this the folder of {self.source_set}?",
-                code="no-recordings",
-            )
+            raise NothingToDo(self.nothing_there(), code="no-recordings")
         progress(f"{self.source_set}: {len(found.items):,} recordings listed, {len(found.rejected):,} refused while listing")
         items = sorted(found.items if self.limit is None else found.items[: self.limit], key=lambda i: i.session_id)
         self.digest_files(sorted({p for item in items for p in item.places}))

@@ -41,7 +41,13 @@ def read_csv(path: Path, *, required: Sequence[str] = (), encodings: Sequence[st
         names = [n.strip() for n in header]
         absent = [n for n in required if n not in names]
         if absent:
-            raise InputError(f"column {absent[0]!r} is missing; found {', '.join(names[:12])}", code="bad-metadata", where=f"{path.name}:1")
+            other = next((sign for sign in (";", "\t") if len(names) == 1 and sign in names[0]), None)
+            saved = (
+                f". It is parted by {other!r}: a spreadsheet program saved it anew. Take the file as the dataset brings it" if other else ""
+            )
+            raise InputError(
+                f"column {absent[0]!r} is missing; found {', '.join(names[:12])}{saved}", code="bad-metadata", where=f"{path.name}:1"
+            )
         rows = []
         shared: dict[str, str] = {}  # values that many rows have are held once
         for row in reader:
@@ -66,4 +72,4 @@ def _decode(data: bytes, name: str, encodings: Sequence[str]) -> str:
             continue
         if "\0" not in text:
             return text
-    raise InputError(f"not text in any of {', '.join(encodings)}", code="bad-encoding", where=name)
+    raise InputError(f"not text in any of {', '.join(encodings)}. Take the file as the dataset brings it", code="bad-encoding", where=name)

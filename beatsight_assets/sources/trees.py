@@ -5,6 +5,7 @@ Belongs here: finding files, choosing roots, looking up audio. Does not belong h
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ class Tree:
 
     root: Path
     files: dict[str, FileState]
+    linked_folders: tuple[str, ...] = ()  # symbolic links to folders; what lies behind them is not walked
 
     @classmethod
     def at(cls, root: Path) -> Tree:
@@ -58,8 +60,9 @@ class Tree:
         ------
         StoreError `io-error` : a folder cannot be listed, or a file vanished meanwhile: a listing that fails is not an empty listing
         """
+        links: list[str] = []
         try:
-            return cls(root, dict(_walk(str(root), "")))
+            return cls(root, dict(_walk(str(root), "", links)), tuple(sorted(links)))
         except OSError as error:
             raise StoreError(
                 f"{printable(str(error.filename or root))} cannot be listed: {error.strerror}. Is the disk mounted, or is somebody copying?",
@@ -70,7 +73,9 @@ class Tree:
     @cached_property
     def digest(self) -> str:
         """blake2b over the sorted lines `relpath NUL size NUL mtime_ns`: a listing, not the bytes."""
-        lines = sorted(f"{rel}\0{s.n_bytes}\0{s.mtime_ns}" for rel, s in self.files.items())
+        lines = sorted(
+            [*(f"{rel}\0{s.n_bytes}\0{s.mtime_ns}" for rel, s in self.files.items()), *(f"{rel}/" for rel in self.linked_folders)]
+        )
         return blake2b("\n".join(lines).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
     def candidates(self, suffixes: Sequence[str]) -> tuple[list[str], list[Rejected]]:
@@ -79,7 +84,16 @@ class Tree:
         Hidden files, `__MACOSX`, `Icon` and editor leftovers are ignored (`spec/sources.md` section 0, rule 2).
         """
         found: list[str] = []
-        refused: list[Rejected] = []
+        refused = [
+            Rejected(
+                printable(rel),
+                "scan",
+                "path-escape",
+                "a link to a folder outside the dataset root; files in it are not read. Put the folder here",
+            )
+            for rel in self.linked_folders
+            if not _is_ignored(rel) and not is_below(self.root, self.root / rel)
+        ]
         ends = tuple(suffixes)
         for rel, state in self.files.items():
             if not rel.lower().endswith(ends) or _is_ignored(rel):
@@ -115,21 +129,23 @@ class Tree:
         return next((others[s] for s in SUFFIXES if s in others), None)
 
 
-def _walk(folder: str, below: str) -> Iterator[tuple[str, FileState]]:
+def _walk(folder: str, below: str, links: list[str]) -> Iterator[tuple[str, FileState]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, f"{below}{entry.name}/")
+                yield from _walk(entry.path, f"{below}{entry.name}/", links)
                 continue
             is_link = entry.is_symlink()
             try:
                 info = entry.stat()
-            except FileNotFoundError:
-                if not is_link:
+            except OSError as error:
+                if not is_link or error.errno not in (errno.ENOENT, errno.ELOOP):
                     raise
-                info = entry.stat(follow_symlinks=False)  # a link to nothing
+                info = entry.stat(follow_symlinks=False)  # a link to nothing, or to itself
+            if is_link and stat.S_ISDIR(info.st_mode):
+                links.append(f"{below}{entry.name}")
             if not stat.S_ISREG(info.st_mode) and not (is_link and not os.path.exists(entry.path)):
                 continue  # a folder behind a link, a FIFO, a device
             yield f"{below}{entry.name}", FileState(info.st_size, info.st_mtime_ns, info.st_ino, is_link)
@@ -165,26 +181,3 @@ def find_roots(settings: Settings, source_set: str) -> list[Path]:
 def find_root(settings: Settings, source_set: str) -> Path | None:
     """First existing raw root of a dataset."""
     return next(iter(find_roots(settings, source_set)), None)
-
-
-def read_state(settings: Settings, source_set: str) -> str | None:
-    """Digest of the listings of all roots of a dataset that its config needs.
-
-    None when one of them is absent, empty (as the mount point of an absent disk is) or not readable: that is not a change.
-    """
-    configured = settings.raw_roots(source_set)
-    is_any = settings.datasets[source_set].roots_needed == "any"
-    digests = []
-    for root in configured:
-        try:
-            tree = Tree.at(root) if root.is_dir() else None
-        except StoreError:
-            return None
-        if tree is None or not tree.files:
-            if not is_any:
-                return None
-            continue
-        digests.append(tree.digest)
-    if not digests:
-        return None
-    return digests[0] if len(configured) == 1 else blake2b("\n".join(digests).encode(), digest_size=16).hexdigest()
