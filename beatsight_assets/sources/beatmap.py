@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,9 @@ def _index(meters: Sequence[str], point: TimingPoint) -> int:
 
 
 def _beside(root: Path, timeline: str, name: str | None) -> str | None:
-    """Path below the root of a file that a beatmap names, relative to the beatmap.
+    """Path below the root of a file that a beatmap names, relative to the beatmap; as it is spelled on the disk.
+
+    Maps come from systems that do not tell `Song.WAV` from `song.wav`, nor an umlaut in one character from one in two.
 
     Raises
     ------
@@ -146,5 +149,15 @@ def _beside(root: Path, timeline: str, name: str | None) -> str | None:
     if not name:
         return None
     path = posixpath.normpath(posixpath.join(posixpath.dirname(timeline), name.replace("\\", "/")))
-    contain(root, path)
+    place = contain(root, path)
+    if place.is_file() or not place.parent.is_dir():
+        return path
+    alike = sorted(p.name for p in place.parent.iterdir() if _alike(p.name) == _alike(place.name))
+    if alike:
+        path = posixpath.join(posixpath.dirname(path), alike[0])
+        contain(root, path)
     return path
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

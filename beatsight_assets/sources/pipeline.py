@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -382,6 +383,7 @@ class _Ingest:
             raise InputError(f"{error.message} {more}", code=error.code, where=error.where) from error
 
     def _take(self, found: _Found, by_session: dict[str, _Item], recording: Recording, n_root: int) -> None:
+        recording = _with_one_spelling(recording)
         session_id = recording.session.session_id
         first = by_session.get(session_id)
         if first is None:
@@ -906,6 +908,15 @@ class _Last:
     def read(self, start: int, stop: int) -> tuple[int, pl.DataFrame]:
         """(start, the rows from there to stop)."""
         return start, pl.scan_parquet(self.path).slice(start, stop - start).collect()
+
+
+def _with_one_spelling(recording: Recording) -> Recording:
+    """Session and group in Unicode NFC, so that they do not depend on the system that copied the files; paths stay as they are on the disk."""
+    session = recording.session
+    if session.session_id.isascii() and session.group_id.isascii():
+        return recording
+    session_id, group_id = (unicodedata.normalize("NFC", name) for name in (session.session_id, session.group_id))
+    return replace(recording, session=replace(session, session_id=session_id, group_id=group_id))
 
 
 def _read_chunk(job: tuple[str, Path, Mapping[str, Any], Sequence[_Job]]) -> list[_Read | Rejected]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from unicodedata import normalize
 
 from beatsight_assets.audio import SUFFIXES
 from beatsight_assets.errors import StoreError
@@ -112,21 +113,21 @@ class Tree:
 
     @cached_property
     def audio_by_stem(self) -> dict[str, dict[str, str]]:
-        """path without suffix -> {suffix in lower case: path}, of audio files."""
+        """path without suffix in Unicode NFC -> {suffix in lower case: path}, of audio files."""
         found: dict[str, dict[str, str]] = {}
         for rel in self.files:
             stem, _, suffix = rel.rpartition(".")
             if f".{suffix.lower()}" in AUDIO_SUFFIXES:
-                found.setdefault(stem, {}).setdefault(suffix.lower(), rel)
+                found.setdefault(normalize("NFC", stem), {}).setdefault(suffix.lower(), rel)
         return found
 
     def find_audio(self, relpath: str) -> str | None:
-        """The file of that name, else the same stem with another audio suffix (the order of `audio.SUFFIXES`)."""
+        """The file of that name in any spelling of its suffix and umlauts, else with another audio suffix (the order of `audio.SUFFIXES`)."""
         if relpath in self.files:
             return relpath
         stem, _, suffix = relpath.rpartition(".")
-        others = self.audio_by_stem.get(stem if f".{suffix.lower()}" in AUDIO_SUFFIXES else relpath, {})
-        return next((others[s] for s in SUFFIXES if s in others), None)
+        others = self.audio_by_stem.get(normalize("NFC", stem if f".{suffix.lower()}" in AUDIO_SUFFIXES else relpath), {})
+        return next((others[s] for s in (suffix.lower(), *SUFFIXES) if s in others), None)
 
 
 def _walk(folder: str, below: str, links: list[str]) -> Iterator[tuple[str, FileState]]:

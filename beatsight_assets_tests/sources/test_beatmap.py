@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -82,6 +83,31 @@ def test_a_map_becomes_a_session(tmp_path: Path) -> None:
     np.testing.assert_array_equal(hits.velocity, np.array([0.9, np.nan, np.nan, 0.4], dtype=np.float32))
     assert reading.issues == {"unknown_label": 1} and hits.offset_us is None
     assert reading.coverage == ("kick", "snare", "ride_bow", "crash"), "the map's kit is what it could express"
+
+
+@pytest.mark.parametrize("spelled", ["Song.WAV", "SONG.wav"])
+def test_audio_is_found_as_the_disk_spells_it(tmp_path: Path, spelled: str) -> None:
+    """Maps of systems that do not tell cases apart find their audio, and it must still be the audio they were made for."""
+    path = put(tmp_path, song=None)
+    (path.parent / spelled).write_bytes(SONG)
+    reading = read_one(tmp_path)
+    assert isinstance(reading, Reading) and reading.session.audio_path == f"a/{spelled}"
+    (path.parent / spelled).write_bytes(STEM)
+    refused = read_one(tmp_path)
+    assert isinstance(refused, Rejected) and refused.code == "hash-mismatch"
+    (path.parent / spelled).unlink()
+    (path.parent / spelled).symlink_to("/etc/hostname")
+    escaped = read_one(tmp_path)
+    assert isinstance(escaped, Rejected) and escaped.code == "path-escape"
+
+
+def test_an_umlaut_in_two_characters_is_the_same_name(tmp_path: Path) -> None:
+    """A folder copied from a Mac: the map says one character, the disk has two."""
+    path = put(tmp_path, obj=document(filename=unicodedata.normalize("NFC", "Größe.wav")), song=None)
+    there = unicodedata.normalize("NFD", "Größe.wav")
+    (path.parent / there).write_bytes(SONG)
+    reading = read_one(tmp_path)
+    assert isinstance(reading, Reading) and reading.session.audio_path == f"a/{there}"
 
 
 def test_tempo_and_meter_come_from_the_timing_points(tmp_path: Path) -> None:

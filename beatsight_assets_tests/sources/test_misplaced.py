@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ from beatsight_assets.errors import InputError, NothingToDo
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources import ingest, module_options, read_state, scan
 from beatsight_assets.sources.kits import list_kits
+from beatsight_assets.sources.trees import FileState, Tree
 from beatsight_assets_tests.sources.lake import sound
 from beatsight_assets_tests.sources.test_groove import HEADER, row, take
 from beatsight_assets_tests.sources.test_one_shots import write
@@ -141,3 +143,21 @@ def test_what_lies_beside_a_root_is_watched_too(settings: Settings) -> None:
     os.utime(beside, (5, 5))
     states.append(read_state(settings, "mdb_drums"))
     assert None not in states and len(set(states)) == 3
+
+
+def test_names_of_a_mac_make_the_same_sessions(settings: Settings) -> None:
+    """An umlaut in one character or in two: the same session, event and group ids, and the audio is found as the disk spells it."""
+    ids = []
+    for form in ("NFC", "NFD"):
+        folder = settings.layout.raw("cambridge") / unicodedata.normalize(form, "Jürgen_Größe_Full")
+        folder.mkdir(parents=True)
+        (folder / "01_Kick.wav").write_bytes(sound(1))
+        assert ingest(settings, "cambridge").facts["audio"] == {"root 1": 1}
+        frame = pl.read_parquet(settings.layout.events("cambridge_multitrack"))
+        ids.append(frame.select("event_id", "session_id", "group_id").row(0))
+        (folder / "01_Kick.wav").unlink()
+        folder.rmdir()
+    assert ids[0] == ids[1] and unicodedata.is_normalized("NFC", ids[0][1])
+    one, two = (unicodedata.normalize(form, "a/Größe.wav") for form in ("NFC", "NFD"))
+    for wanted, there in ((one, two), (two, one)):
+        assert Tree(settings.layout.root, {there: FileState(1, 1, 1)}).find_audio(wanted) == there
