@@ -56,7 +56,7 @@ def scan(root: Path, options: Mapping[str, Any]) -> Iterator[Recording | Rejecte
     for timeline in candidate_files(root, SUFFIXES)[0]:
         try:
             beatmap = read_beatmap(contain(root, timeline), taxonomy)
-            song, stem = (_beside(root, timeline, name) for name in (beatmap.song.filename, beatmap.song.stem_filename))
+            song, stem = (beside(root, timeline, name) for name in (beatmap.song.filename, beatmap.song.stem_filename))
         except InputError as error:
             yield Rejected(timeline, "scan", error.code, error.message)
             continue
@@ -137,7 +137,7 @@ def _index(meters: Sequence[str], point: TimingPoint) -> int:
     return meters.index(point.time_signature) if point.time_signature in meters else -1
 
 
-def _beside(root: Path, timeline: str, name: str | None) -> str | None:
+def beside(root: Path, timeline: str, name: str | None) -> str | None:
     """Path below the root of a file that a beatmap names, relative to the beatmap; as it is spelled on the disk.
 
     Maps come from systems that do not tell `Song.WAV` from `song.wav`, nor an umlaut in one character from one in two.

@@ -28,7 +28,7 @@ from beatsight_assets.events import DAY_S, MIX_CONTEXTS, Hits, Session
 from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources import AUDIO_SUFFIXES, Reading, Recording, Rejected, Source, candidate_files
-from beatsight_assets.sources.beatmap import confidence_of, read_beatmap
+from beatsight_assets.sources.beatmap import beside, confidence_of, read_beatmap
 from beatsight_assets.store import contain, hash_file, open_regular, read_bytes
 from beatsight_assets.taxonomy import Taxonomy, Voice
 
@@ -288,11 +288,10 @@ def _keep(settings: Settings, path: Path, digest: str, new: Sequence[_Sample], m
 
 def _audio_beside(path: Path, beatmap: Beatmap) -> tuple[Path, bool]:
     """(audio that a map names, whether it is the drum stem); the stem if it is there."""
-    if beatmap.song.stem_filename:
-        stem = contain(path.parent, beatmap.song.stem_filename)
-        if stem.is_file():
-            return stem, beatmap.song.stem_filename != beatmap.song.filename
-    return contain(path.parent, beatmap.song.filename), False
+    song, stem = (beside(path.parent, path.name, name) for name in (beatmap.song.filename, beatmap.song.stem_filename))
+    if stem is not None and contain(path.parent, stem).is_file():
+        return contain(path.parent, stem), stem != song
+    return contain(path.parent, song or ""), False
 
 
 def _digests_of_beatmaps(settings: Settings) -> set[str]:

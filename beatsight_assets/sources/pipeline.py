@@ -687,6 +687,7 @@ class _Ingest:
         report = {
             **figures,
             "source_set": self.source_set,
+            "seconds": round(tally.us / 1e6, 6),
             "licence": self.meaning["license_ref"] or self.module.SOURCE.licence,
             "labels": labels,
             "techniques": dict(sorted(tally.techniques.items(), key=lambda kv: (-kv[1], kv[0]))),

@@ -109,9 +109,9 @@ def test_a_beatmap_is_taken_over_once(settings: Settings, tmp_path: Path) -> Non
 
 
 def test_a_stem_beside_the_map_is_its_audio_and_a_given_audio_wins(settings: Settings, tmp_path: Path) -> None:
-    """The drum stem is taken when it is there; AUDIO behind the map or --audio replaces it; --audio goes with one map only."""
+    """The drum stem is taken when it is there, in any case; AUDIO behind the map or --audio replaces it; --audio goes with one map only."""
     path = put(tmp_path, obj=document(drumStem="stem.wav"))
-    (path.parent / "stem.wav").write_bytes(STEM)
+    (path.parent / "Stem.WAV").write_bytes(STEM)
     _, payload = run(settings, "collect", "from-beatmap", path, "--dry-run")
     assert payload["files"][0]["session_id"] == f"samples/{sha256(STEM).hexdigest()}.json"
     for more in ((path.parent / "song.wav",), ("--audio", path.parent / "song.wav")):

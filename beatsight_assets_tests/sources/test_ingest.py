@@ -58,6 +58,8 @@ def test_counts_add_up_on_a_clean_dataset(settings: Settings, demo: Path) -> Non
     assert report.passed
     stored = json.loads(settings.layout.report("ingest", "beatsight_demo.json").read_text())
     assert stored["labels"] == {"hihat_closed": 3, "kick": 3, "snare": 3}
+    last = pl.read_parquet(settings.layout.events("beatsight_demo")).group_by("session_id").agg(pl.col("onset_time").max())
+    assert stored["seconds"] == pytest.approx(last["onset_time"].sum(), abs=1e-6)
 
 
 DAMAGE = {
