@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -377,16 +377,26 @@ class Settings:
         ------
         ConfigError `bad-config` : names the file, the line, the field and the value
         """
-        file = self.config(name)
-        try:
-            return model.model_validate_json(json.dumps(file.data, default=str), strict=True)
-        except ValidationError as failure:
-            found = failure.errors(include_url=False)
-            first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt key explains the missing one
-            place = tuple(first["loc"])
-            shown = ".".join(str(p) for p in place) or "the document"
-            value = repr(first.get("input"))[:80]
-            raise ConfigError(f"{shown}: {first['msg']}, got {value}", code="bad-config", where=file.where(place)) from failure
+        return checked(self.config(name), model)
+
+    def with_datasets(self, datasets: Mapping[str, DatasetConfig]) -> Settings:
+        """The same settings with other datasets than those of configs/datasets.yaml."""
+        changed = replace(self)
+        changed.__dict__["datasets"] = dict(datasets)
+        return changed
+
+
+def checked(file: safeyaml.YamlFile, model: type[Model]) -> Model:
+    """`Settings.typed` of a file that lies anywhere."""
+    try:
+        return model.model_validate_json(json.dumps(file.data, default=str), strict=True)
+    except ValidationError as failure:
+        found = failure.errors(include_url=False)
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt key explains the missing one
+        place = tuple(first["loc"])
+        shown = ".".join(str(p) for p in place) or "the document"
+        value = repr(first.get("input"))[:80]
+        raise ConfigError(f"{shown}: {first['msg']}, got {value}", code="bad-config", where=file.where(place)) from failure
 
 
 def load_settings(data_root: str | Path | None = None, profile: str | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -38,6 +38,7 @@ def checksums_command(session: Session, root: str, output: Path | None, update: 
 
 @command("integrity", help="Are the raw folders there, and the files that the checksum lists name?")
 @click.argument("names", nargs=-1)
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="List of datasets to use instead of configs/datasets.yaml.")
 @click.option("--verify-manifests", is_flag=True, help="Every listed file must be there.")
 @click.option("--recompute-digests", is_flag=True, help="And have the listed digest; reads the files.")
 @click.option("--max-checks", type=click.IntRange(min=1), help="Only so many files per dataset, the same for equal --seed.")
@@ -49,6 +50,7 @@ def checksums_command(session: Session, root: str, output: Path | None, update: 
 def integrity_command(
     session: Session,
     names: tuple[str, ...],
+    config_file: Path | None,
     verify_manifests: bool,
     recompute_digests: bool,
     max_checks: int | None,
@@ -57,8 +59,12 @@ def integrity_command(
     no_extra: bool,
 ) -> int:
     from beatsight_assets.manifest import integrity
+    from beatsight_assets.safeyaml import read_yaml
+    from beatsight_assets.settings import DatasetsFile, checked
 
     settings = session.settings
+    if config_file is not None:
+        settings = settings.with_datasets(checked(read_yaml(config_file, name=config_file.name), DatasetsFile).datasets)
     is_listed = verify_manifests or recompute_digests or checksums is not None
     reports = []
     for name in integrity.chosen_datasets(settings, names):

@@ -155,15 +155,10 @@ def _write_copies(session: Session, source_set: str, events_target: Path | None,
 
 def _with_roots(settings: Settings, names: tuple[str, ...], roots: tuple[Path, ...]) -> Settings:
     """Settings in which one dataset lies elsewhere."""
-    from dataclasses import replace
-
     if not roots:
         return settings
     if len(names) != 1:
         raise ConfigError("--root goes with exactly one dataset", code="bad-option")
     source_set, config = settings.dataset(names[0])
-    changed = replace(settings)
-    changed.__dict__["datasets"] = settings.datasets | {
-        source_set: config.model_copy(update={"roots": tuple(str(r.absolute()) for r in roots)})
-    }
-    return changed
+    elsewhere = config.model_copy(update={"roots": tuple(str(r.absolute()) for r in roots)})
+    return settings.with_datasets(settings.datasets | {source_set: elsewhere})

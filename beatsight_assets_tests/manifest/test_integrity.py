@@ -273,3 +273,23 @@ def test_the_commands_tell_the_truth(settings: Settings, raw: Path) -> None:
     code, out = call("raw", "presence", "demo", "--json")
     assert code == 1 and json.loads(out)["datasets"][0]["missing_sessions"] == ["midi/b.mid"]
     assert json.loads(settings.layout.report("ingest", "integrity.json").read_text())["passed"] is False
+
+
+def test_another_list_of_datasets(settings: Settings, raw: Path, tmp_path: Path) -> None:
+    """--config F is read in place of configs/datasets.yaml: its datasets alone are judged; an empty or misspelt one is exit code 2."""
+    listed = tmp_path / "mine.yaml"
+
+    def call(text: str) -> tuple[int, list[str]]:
+        listed.write_text(text)
+        words = ["--data-root", str(settings.layout.root), "raw", "integrity", "--config", str(listed), "--json", "--quiet"]
+        try:
+            done = CliRunner().invoke(build(), words, standalone_mode=False, catch_exceptions=False)
+        except ConfigError as error:
+            return error.exit_code, [error.code]
+        return done.return_value, [d["partition"] for d in json.loads(done.stdout)["datasets"]]
+
+    entry = f"{{short: x, raw_folder: x, module: rendered, roots: [{json.dumps(str(raw))}]}}"
+    assert call(f"datasets: {{mine: {entry}}}") == (0, ["mine"])
+    assert call(f"datasets: {{mine: {entry}, gone: {{short: g, raw_folder: g, module: rendered}}}}") == (1, ["mine", "gone"])
+    assert call("datasets: {}") == (2, ["nothing-configured"])
+    assert call("datasets: {mine: {shrt: x}}") == (2, ["bad-config"])
