@@ -325,7 +325,7 @@ def scan(settings: Settings, name: str) -> dict[str, Any]:
         "files": len(found.candidates),
         "out_of_scope": dict(sorted(Counter(found.skipped.get(c, NOT_LISTED) for c in out_of_scope).items())),
         "refused": [{"path": r.path, "code": r.code} for _, r in sorted(refused.items())],
-        "note": None if found.items or refused else work.nothing_there(),
+        "note": None if found.items or refused else work.nothing_there(found),
     }
 
 
@@ -420,9 +420,11 @@ class _Ingest:
                 return _Item.of(moved, n_root, (n, path))
         return _Item.of(recording, n_root, None)
 
-    def nothing_there(self) -> str:
-        """What to say when no root holds a recording."""
-        return f"nothing here is of {self.source_set}. {misplaced.advice(self.module, self.trees[0], self.options)}"
+    def nothing_there(self, found: _Found) -> str:
+        """What to say when no root holds a recording: why its files were passed over, where it was looked and what belongs there."""
+        passed = ", ".join(f"{reason} {n:,}" for reason, n in sorted(Counter(found.skipped.values()).items()))
+        files = f"; passed over: {passed}" if passed else ""
+        return f"nothing here is a recording of {self.source_set}{files}. {misplaced.advice(self.module, self.trees[0], self.options)}"
 
     # ---- what is new ------------------------------------------------------------------------------------------------------
 
@@ -482,7 +484,7 @@ class _Ingest:
         """Read what is new, take the rest from the last tables, publish, judge."""
         found = self.scan()
         if not found.items and not found.rejected:
-            raise NothingToDo(self.nothing_there(), code="no-recordings")
+            raise NothingToDo(self.nothing_there(found), code="no-recordings")
         progress(f"{self.source_set}: {len(found.items):,} recordings listed, {len(found.rejected):,} refused while listing")
         items = sorted(found.items if self.limit is None else found.items[: self.limit], key=lambda i: i.session_id)
         self.digest_files(sorted({p for item in items for p in item.places}))

@@ -63,6 +63,16 @@ def test_a_dataset_without_a_table_is_found_too(settings: Settings) -> None:
     assert scan(settings, "musdb")["recordings"] == 0
 
 
+def test_another_release_is_named_by_what_was_passed_over(settings: Settings) -> None:
+    """MUSDB18 as .stem.mp4 is not MUSDB18-HQ: the error counts the files and says why they are none."""
+    for name in "ab":
+        file = settings.layout.raw("musdb18_hq") / f"train/{name} - x.stem.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    with pytest.raises(NothingToDo, match=r"passed over: other_release 2\. Looked in"):
+        ingest(settings, "musdb")
+
+
 def test_another_folder_gets_no_advice_that_is_wrong(settings: Settings) -> None:
     """Nothing below or above looks like it: the error says only what is wanted."""
     root = settings.layout.raw("groove_midi")
