@@ -3,7 +3,8 @@
 Belongs here: the kit table, SFZ velocity ranges and choke groups, microphones of one hit. Does not belong here: onsets and rows
 (one_shots), playing the samples (render).
 
-Kit        the first folder below the root; files in the root itself are a kit of the root's name
+Kit        the first folder below the root; files in the root itself are a kit of the root's name, and so is all below a root that has the
+           name of a kit of the configuration
 Meaning    configs/kits/<kit>.yaml; else the keys of its SFZ files through the note map that the option `note_maps` names for the kit; else
            the file name (names)
 Piece      what a recording of one stroke is called in the kit table; without a table all samples of one component are one piece
@@ -115,9 +116,6 @@ def list_kits(root: Path, options: Mapping[str, Any]) -> list[Kit]:
     InputError `misplaced-kit` : a kit of the configuration lies deeper than right below the root
     """
     files, _ = candidate_files(root, (SFZ_SUFFIX, *AUDIO_SUFFIXES))
-    by_kit: dict[str, list[str]] = {}
-    for path in files:
-        by_kit.setdefault(path.partition("/")[0] if "/" in path else root.name, []).append(path)
     shipped = {f"{TABLES}{path.stem}": str(path) for path in (SHIPPED_CONFIGS / TABLES).glob("*.yaml")}
     configs, note_maps, rules = options.get("configs", shipped), options.get("note_maps", {}), names.rules_of(options)
     known = {*(c.removeprefix(TABLES) for c in configs if c.startswith(TABLES)), *note_maps, *options.get("kit_splits", {})}
@@ -130,6 +128,10 @@ def list_kits(root: Path, options: Mapping[str, Any]) -> list[Kit]:
                 code="misplaced-kit",
                 where=f"{path.partition(f'/{kit}/')[0]}/{kit}",
             )
+    by_kit: dict[str, list[str]] = {}
+    for path in files:
+        is_inside = "/" in path and root.name not in known
+        by_kit.setdefault(path.partition("/")[0] if is_inside else root.name, []).append(path)
     kits = []
     for name, paths in by_kit.items():
         place = configs.get(TABLES + name)

@@ -140,6 +140,20 @@ def test_a_kit_with_a_table_is_not_read_by_its_file_names(settings: Settings) ->
     assert [kit.name for kit in list_kits(root / "unzipped", module_options(settings, "one_shots"))] == ["MuldjordKit"]
 
 
+def test_a_root_that_is_a_kit_is_that_kit(settings: Settings) -> None:
+    """The kit's own folder as the root, its samples in a folder of it: the kit keeps its name, its table and its split."""
+    root = settings.layout.root / "TR-505"
+    write(root, "samples/tr505-kick.wav")
+    datasets = settings.datasets
+    report = ingest(
+        settings.with_datasets(datasets | {"one_shots": datasets["one_shots"].model_copy(update={"roots": (str(root),)})}), "one_shots"
+    )
+    frame = pl.read_parquet(settings.layout.events("one_shots"))
+    assert report.passed and frame.select("session_id", "group_id", "kit_id", "split_hint").row(0) == (
+        "samples/tr505-kick.wav", "kit:TR-505/kick", "TR-505", "val",
+    )  # fmt: skip
+
+
 def test_what_lies_beside_a_root_is_watched_too(settings: Settings) -> None:
     """MDB Drums++ is read with MDB Drums: a change there is a change of the state that the sensor compares."""
     root = settings.layout.raw("mdb_drums")
