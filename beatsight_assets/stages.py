@@ -21,7 +21,7 @@ from beatsight_assets.verdict import Artifact, Verdict
 SCHEMA = "beatsight.receipt/1"
 # Stages that judge what they made; a receipt of one of them without a verdict breaks the chain.
 STAGES_WITH_GATES = ("raw_integrity", "events", "provenance_audit", "annotation_alignment", "merged_manifest", "annotated_manifest", "splits", "manifest_health", "health_diff", "sampling_weights",
-                     "recording_features", "feature_index", "bundle_plan", "bundle", "bundle_digests", "interchange", "candidate_model", "evaluation", "readiness")  # fmt: skip
+                     "recording_features", "feature_index", "bundle_plan", "bundle", "bundle_digests", "interchange", "baseline_model", "candidate_model", "evaluation", "readiness")  # fmt: skip
 
 # Stages whose verdict depends on configs/gates: other limits, or another profile, make their receipts stale.
 JUDGED_BY_LIMITS = ("annotation_alignment", "merged_manifest", "annotated_manifest", "splits", "manifest_health", "evaluation", "readiness")

@@ -30,6 +30,7 @@ MISSING = {
     "sync": "no tracker of this version keeps runs to be uploaded",
     "analyze": "there is no `model analyze` in this version",
 }
+NOT_OF_CLIPS = "`model evaluate` judges family frame; what a preset of family clip trained was judged on the validation clips of its bundle"
 STEPS = ("sync", "health", "snapshot", "tests", "cache", "train", "evaluate", "analyze")
 
 
@@ -67,7 +68,8 @@ def pre_export(settings: Settings, options: SmokeOptions, *, keep_going: bool = 
 
 @dataclass(frozen=True)
 class PostOptions:
-    """steps : which of `STEPS`, in their order there; None = all that this version has. preset : of the training."""
+    """steps : which of `STEPS`, in their order there; None = all that this version has. preset : of the training; one of family clip learns
+    from the bundle, one of family frame from the recordings."""
 
     bundle: str
     steps: Sequence[str] | None = None
@@ -87,24 +89,32 @@ def post_export(settings: Settings, options: PostOptions, *, progress: Progress 
         if name not in STEPS:
             raise ConfigError.unknown_choice("step", name, STEPS, where="--steps")
     open_bundle(settled_folder(settings, options.bundle))
+    left_out = dict(MISSING) | ({"evaluate": NOT_OF_CLIPS} if _bundle_of(settings, options) else {})
     works: dict[str, Callable[[], tuple[bool, Any]]] = {
         "health": lambda: of_reports(bundle_health(settings, options.bundle, progress=progress)),
         "snapshot": lambda: _snapshot(settings, options.bundle),
         "tests": lambda: run_tests(TESTS),
         "cache": lambda: _cache(settings, options.bundle, progress),
-        "train": lambda: _train(settings, options.preset, progress),
+        "train": lambda: _train(settings, options, progress),
         "evaluate": lambda: _evaluate(settings, progress),
-        **{name: _missing(name) for name in MISSING},
+        **{name: _missing(name, why) for name, why in left_out.items()},
     }
-    wanted = [s for s in STEPS if s in options.steps] if options.steps else [s for s in STEPS if s not in MISSING]
+    wanted = [s for s in STEPS if s in options.steps] if options.steps else [s for s in STEPS if s not in left_out]
     target = settings.layout.report("bundle", f"{options.bundle}_post_export.json")
-    more = {"bundle": options.bundle, "left_out": {} if options.steps else MISSING}
+    more = {"bundle": options.bundle, "left_out": {} if options.steps else left_out}
     steps = [Step(name, works[name]) for name in wanted]
     return run_steps(settings, steps, target, keep_going=options.keep_going, facts=more, progress=progress)
 
 
-def _missing(name: str) -> Callable[[], tuple[bool, Any]]:
-    return lambda: (False, {"message": f"{MISSING[name]}. Leave {name} out of --steps"})
+def _missing(name: str, why: str) -> Callable[[], tuple[bool, Any]]:
+    return lambda: (False, {"message": f"{why}. Leave {name} out of --steps"})
+
+
+def _bundle_of(settings: Settings, options: PostOptions) -> str | None:
+    """The bundle, where the preset trains on clips."""
+    from beatsight_assets.model.train import family_of
+
+    return options.bundle if family_of(settings, options.preset) == "clip" else None
 
 
 def bundle_health(settings: Settings, name: str, *, progress: Progress = silent) -> Report:
@@ -133,10 +143,10 @@ def _cache(settings: Settings, name: str, progress: Progress) -> tuple[bool, Any
     return of_reports(clips, cache.run(settings, progress=progress))
 
 
-def _train(settings: Settings, preset: str, progress: Progress) -> tuple[bool, Any]:
+def _train(settings: Settings, options: PostOptions, progress: Progress) -> tuple[bool, Any]:
     from beatsight_assets.model.train import TrainOptions, run
 
-    return of_reports(run(settings, TrainOptions(preset=preset), progress=progress))
+    return of_reports(run(settings, TrainOptions(preset=options.preset, bundle=_bundle_of(settings, options)), progress=progress))
 
 
 def _evaluate(settings: Settings, progress: Progress) -> tuple[bool, Any]:

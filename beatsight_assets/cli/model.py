@@ -11,10 +11,17 @@ from beatsight_assets import store
 from beatsight_assets.cli.common import Session, command, emit, finish
 from beatsight_assets.errors import ConfigError
 
+TRAIN_HELP = """Train a candidate with the sampling weights: on whole recordings (family frame), or on the clips of --bundle with a preset of
+family clip, such as `clip`.
 
-@command("train", help="Train a candidate on the cached features with the sampling weights.")
+Clips come out of the cache of `features warm NAME`; without it the features of each batch are computed. What a clip says nothing about counts
+neither for nor against. No worker processes are started."""
+
+
+@command("train", help=TRAIN_HELP)
+@click.option("--bundle", metavar="NAME", help="Learn from the clips of this bundle; needs a preset of family clip.")
 @click.option("--preset", default="baseline", show_default=True, help="File of configs/presets.")
-@click.option("--run-name", help="Name of the run; by default made from family, preset and configuration.")
+@click.option("--run-name", help="Name of the run; by default made from family or bundle, preset and configuration.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Overrides the preset.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Overrides the preset.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Overrides the preset.")
@@ -39,6 +46,7 @@ from beatsight_assets.errors import ConfigError
 )
 def train_command(
     session: Session,
+    bundle: str | None,
     preset: str,
     run_name: str | None,
     epochs: int | None,
@@ -69,6 +77,7 @@ def train_command(
         resume=resume,
         tracker=tracker,
         sampling_weights=sampling_weights and sampling_weights.absolute(),
+        bundle=bundle,
     )
     return finish(session, run(session.settings, options, progress=session.progress))
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, InputError, StoreError
-from beatsight_assets.features.definitions import FrameDefinition, definition
-from beatsight_assets.model.network import NetworkConfig, apply_network, build_network
+from beatsight_assets.features.definitions import FrameDefinition, clip_definition, definition
+from beatsight_assets.model.network import ClipNetworkConfig, NetworkConfig, apply_clips, apply_network, build_network
 from beatsight_assets.store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ PROBE_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Model:
-    """A network with all that is needed to use it, as read from a candidate or a promoted model."""
+    """A network of the frame family with all that is needed to use it, as read from a candidate or a promoted model."""
 
     network: torch.nn.Module
     family: str
@@ -57,12 +57,14 @@ def to_tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def probe_outputs(network: torch.nn.Module, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Onset logits of the probes [shape=(n, n_frames, n_bands)] on one CPU thread, where equal weights give equal bits."""
+    """Logits of each probe [shape=(n, ...)], one at a time on one CPU thread, where equal weights give equal bits."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        if isinstance(network.config, ClipNetworkConfig):
+            return np.concatenate([apply_clips(network, x[None]) for x in inputs])
         return np.stack([apply_network(network, x).onset for x in inputs])
     finally:
         torch.set_num_threads(threads)
@@ -71,7 +73,7 @@ def probe_outputs(network: torch.nn.Module, inputs: NDArray[np.float32]) -> NDAr
 def save_model(where: Store, folder: Path, network: torch.nn.Module, card: Mapping[str, Any], probes: NDArray[np.float32]) -> list[Path]:
     """Publish `model.safetensors`, `probe.safetensors` and, last, `model.json`.
 
-    `card` holds everything of model.json but `schema`, `network`, `n_parameters` and `files`. `probes` [shape=(8, n_frames, n_bands)] are real
+    `card` holds everything of model.json but `schema`, `network`, `n_parameters` and `files`. `probes` [shape=(8, n_frames, n_bands)], or clips, are real
     features; their outputs are stored with them, so that any later reader can prove that it computes the same.
     """
     from safetensors.numpy import save as save_numpy
@@ -85,7 +87,7 @@ def save_model(where: Store, folder: Path, network: torch.nn.Module, card: Mappi
         weights.name: where.publish(weights, save(to_tensors(network))).sha256,
         probe.name: where.publish(probe, save_numpy({"inputs": np.ascontiguousarray(probes), "onset_logits": outputs})).sha256,
     }
-    config: NetworkConfig = network.config  # type: ignore[assignment]
+    config: NetworkConfig | ClipNetworkConfig = network.config  # type: ignore[assignment]
     full = {
         **card,
         "schema": MODEL_SCHEMA,
@@ -123,8 +125,8 @@ def read_tensors(path: Path, expected_sha256: str) -> dict[str, torch.Tensor]:
         raise InputError(f"not a safetensors file: {error}", code="bad-checkpoint", where=str(path)) from error
 
 
-def load_model(folder: Path, *, device: str = "cpu") -> Model:
-    """A candidate or promoted model, ready to use.
+def load_network(folder: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Network and model.json of a candidate or promoted model of either family.
 
     Raises
     ------
@@ -133,42 +135,63 @@ def load_model(folder: Path, *, device: str = "cpu") -> Model:
     ConfigError : `feature-mismatch`, the model was trained on another feature definition than the one of this name
     """
     path = folder / "model.json"
-    card = store.read_json(path)
+    card: dict[str, Any] = store.read_json(path)
     try:
         if card["schema"] != MODEL_SCHEMA:
             raise InputError(f"schema is {card['schema']!r}, this version reads {MODEL_SCHEMA!r}", code="bad-checkpoint", where=str(path))
-        feature = definition(card["feature"]["name"])
+        is_clip = card["family"] == "clip"
+        feature = clip_definition(card["feature"]["name"]) if is_clip else definition(card["feature"]["name"])
         if feature.digest != card["feature"]["digest"]:
             raise ConfigError(
                 f"the model was trained on {feature.name} {card['feature']['digest'][:12]}…, this version computes {feature.digest[:12]}…",
                 code="feature-mismatch",
                 where=str(path),
             )
-        config = NetworkConfig.from_json(card["network"])
-        tensors = read_tensors(folder / "model.safetensors", card["files"]["model.safetensors"])
-        network = build_network(config)
-        network.load_state_dict(tensors)
-        network.eval()
-        network.to(device)
+        network = build_network(ClipNetworkConfig.from_json(card["network"]) if is_clip else NetworkConfig.from_json(card["network"]))
+        network.load_state_dict(read_tensors(folder / "model.safetensors", card["files"]["model.safetensors"]))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise _no_model(path, error) from error
+    return network.eval(), card
+
+
+def load_model(folder: Path, *, device: str = "cpu") -> Model:
+    """A candidate or promoted model of the frame family, ready to use.
+
+    Raises
+    ------
+    as `load_network`; ConfigError : `wrong-family`
+    """
+    network, card = load_network(folder)
+    path = folder / "model.json"
+    if card["family"] != "frame":
+        raise ConfigError(
+            f"a model of family {card['family']} classifies clips and finds no onsets; give one of family frame",
+            code="wrong-family",
+            where=str(path),
+        )
+    config: NetworkConfig = network.config  # type: ignore[assignment]
+    try:
         return Model(
-            network=network,
+            network=network.to(device),
             family=card["family"],
             view=card["view"],
             classes=config.classes,
-            definition=feature,
+            definition=definition(card["feature"]["name"]),
             temperature=float(card["temperature"]),
             threshold=float(card["threshold"]),
             digest=sha256(path.read_bytes()).hexdigest(),
             card=card,
         )
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"model.json and model.safetensors do not make a model: {error}", code="bad-checkpoint", where=str(path)
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: Path, error: Exception) -> InputError:
+    return InputError(f"model.json and model.safetensors do not make a model: {error}", code="bad-checkpoint", where=str(path))
 
 
 def load_probes(folder: Path, card: Mapping[str, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(inputs, onset logits) stored with a model."""
+    """(inputs, logits) stored with a model."""
     tensors = read_tensors(folder / "probe.safetensors", card["files"]["probe.safetensors"])
     return tensors["inputs"].numpy(), tensors["onset_logits"].numpy()
 
@@ -185,9 +208,9 @@ def probe_in_fresh_process(folder: Path) -> dict[str, Any]:
 
 
 def _probe(folder: Path) -> dict[str, Any]:
-    model = load_model(folder)
-    inputs, stored = load_probes(folder, model.card)
-    found = probe_outputs(model.network, inputs)
+    network, card = load_network(folder)
+    inputs, stored = load_probes(folder, card)
+    found = probe_outputs(network, inputs)
     return {
         "equal": bool(found.tobytes() == stored.tobytes()),
         "n_probes": len(inputs),

@@ -135,13 +135,6 @@ def in_db(stored: torch.Tensor, feature: ClipDefinition) -> torch.Tensor:
     return stored.float()
 
 
-def network_input(features: torch.Tensor, feature: ClipDefinition) -> torch.Tensor:
-    """What a network reads, float32 [shape=(batch, 1, 128, 128)]: features interpolated linearly in time (`spec/model.md` section 1)."""
-    import torch
-
-    return (features @ torch.from_numpy(feature.column_weights).to(features.device)).unsqueeze(1)
-
-
 def load_clips(
     settings: Settings, bundle: str, splits: Sequence[str], *, group_field: str = "session_id", definition: str = CLIP_FEATURE
 ) -> Clips:

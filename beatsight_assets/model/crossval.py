@@ -80,8 +80,7 @@ def run(settings: Settings, options: CrossvalOptions | None = None, *, progress:
     NothingToDo `nothing-to-judge` : the dataset has fewer than two groups with features, or there is nothing else to train on
     """
     options = options or CrossvalOptions()
-    hyper, _ = load_preset(settings, options.preset)
-    tune, _ = load_preset(settings, options.tune_preset)
+    hyper, tune = (_frame_preset(settings, name) for name in (options.preset, options.tune_preset))
     if hyper.follow_alignment or tune.follow_alignment:
         raise ConfigError("crossval learns and judges by the annotations as they are. Leave follow_alignment out", code="bad-option")
     feature = definition(hyper.feature)
@@ -96,6 +95,13 @@ def run(settings: Settings, options: CrossvalOptions | None = None, *, progress:
         parents=parents,
         work=lambda: _work(settings, options, hyper, tune, feature, progress),
     )
+
+
+def _frame_preset(settings: Settings, name: str) -> learn.Hyper:
+    hyper, _ = load_preset(settings, name)
+    if not isinstance(hyper, learn.Hyper):
+        raise ConfigError(f"preset {name} is of family {hyper.family}; crossval judges family frame", code="bad-option", where="--preset")
+    return hyper
 
 
 def _work(

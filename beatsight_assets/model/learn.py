@@ -1,7 +1,7 @@
-"""Training of the frame family on arrays: preset, schedule, loss, one epoch, a look at the validation split.
+"""Training of the frame family on arrays: preset, loss, one epoch, a look at the validation split.
 
-Belongs here: how a network learns. Does not belong here: windows and augmentation (`data`), the stage with its files and resume (`train`),
-figures on the test split (`evaluate`).
+Belongs here: how a frame network learns. Does not belong here: windows and augmentation (`data`), the stage with its files and resume
+(`train`), figures on the test split (`evaluate`).
 
 On the CPU a run is a function of its options and data: equal bytes for the same versions and thread count, with or without interruption.
 """
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from beatsight_assets.features.definitions import FrameDefinition
 from beatsight_assets.model import decode
 from beatsight_assets.model.checkpoint import Model
 from beatsight_assets.model.data import AUGMENTATIONS, CUT_FRAMES, Frames, Recording, augment, cut_places, cut_rows, draw_windows, plan_step
+from beatsight_assets.model.family import Schedule, step_seed, take_steps
 from beatsight_assets.model.network import NetworkConfig, apply_network, build_network
 from beatsight_assets.model.scoring import choose_threshold, judge_recording
 from beatsight_assets.sampling import realised_shares
@@ -36,33 +37,20 @@ LEADING_WEIGHT = 4.0  # a stream's next window hears again, and whole, what this
 TRAILING_WEIGHT = 14.0  # At the end less than 40 ms of a hit are heard: doubt is decided for the hit there, and only there
 
 
-class Hyper(BaseModel):
-    """configs/presets/<name>.yaml: every number of a training. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Hyper(Schedule):
+    """configs/presets/<name>.yaml of family frame: every number of a training. Unknown keys are errors."""
 
     family: Literal["frame"] = "frame"
     view: str = "drums18"
     feature: str = "frames/1"
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(default=16, ge=2)
     window_frames: int = Field(default=256, ge=32, multiple_of=CUT_FRAMES)
     audio_s_per_epoch: float = Field(gt=0.0)  # drawn with replacement; ruling 33: the cap that keeps CPU runs in their budget
-    learning_rate: float = Field(gt=0.0)
-    min_learning_rate: float = Field(default=1e-5, gt=0.0)
-    warmup_share: float = Field(default=0.15, ge=0.0, le=1.0)
-    weight_decay: float = Field(default=1e-3, ge=0.0)
-    clip_norm: float = Field(default=1.0, gt=0.0)
     max_class_weight: float = Field(default=3.0, ge=1.5, le=3.0)
     augment: Literal["none", "light", "kits"] = "light"
-    seed: int = 1337
     stem: tuple[int, ...] = (16, 24, 32)
     width: int = Field(default=64, ge=8)
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
     kernel: int = Field(default=3, ge=1)
-    dropout: float = Field(default=0.1, ge=0.0, le=0.9)
-    threads: int = Field(default=0, ge=0)  # 0 = all cores; equal bytes need equal threads
-    checkpoint_every: int = Field(default=1, ge=1)
     follow_alignment: bool = (
         False  # targets lie where the audio of their dataset has the onsets (stage annotation_alignment), not where its people wrote them
     )
@@ -74,15 +62,6 @@ class Hyper(BaseModel):
     def steps_per_epoch(self, frames_per_s: float) -> int:
         """Steps that hear `audio_s_per_epoch` of audio, to the next whole step."""
         return max(1, math.ceil(self.audio_s_per_epoch * frames_per_s / (self.batch_size * self.window_frames)))
-
-
-def learning_rate_at(step: int, total: int, hyper: Hyper) -> float:
-    """Linear warm-up over the first `warmup_share` of all steps, then a half cosine down to the minimum; the minimum after the end."""
-    warm = max(1, int(total * hyper.warmup_share))
-    if step < warm:
-        return hyper.learning_rate * (step + 1) / warm
-    done = min(1.0, (step - warm) / max(1, total - warm))
-    return hyper.min_learning_rate + 0.5 * (hyper.learning_rate - hyper.min_learning_rate) * (1.0 + math.cos(math.pi * done))
 
 
 def class_weights(frames: Frames, largest: float) -> NDArray[np.float32]:
@@ -203,13 +182,6 @@ def validate(model: Model, recordings: Sequence[Recording], targets: Sequence[tu
     return Validation(total / max(n_judged, 1), f1, threshold)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of torch's generator (dropout) in one step: keyed, so that a resumed run needs no stored random state."""
-    from beatsight_assets.units import rng_for
-
-    return int(rng_for(seed, "torch", str(step)).integers(0, 2**63 - 1))
-
-
 def train_epoch(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -226,24 +198,16 @@ def train_epoch(
     import torch
 
     windows = draw_windows(feed.frames, weights, n_steps * hyper.batch_size, hyper.window_frames, seed=hyper.seed, epoch=epoch)
-    network.train()
-    total = torch.zeros((), dtype=torch.float64)
-    on_gpu = feed.device.type == "cuda"
-    for i in range(n_steps):
-        step = epoch * n_steps + i
-        torch.manual_seed(step_seed(hyper.seed, step))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, n_total_steps, hyper)
-        batch = feed.batch(windows[i * hyper.batch_size : (i + 1) * hyper.batch_size], hyper, step)
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=on_gpu):
+
+    def loss_of(step: int) -> torch.Tensor:
+        at = (step - epoch * n_steps) * hyper.batch_size
+        batch = feed.batch(windows[at : at + hyper.batch_size], hyper, step)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=feed.device.type == "cuda"):
             raw = network(batch.features)
-        loss = compute_loss(raw.float(), batch, positive)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.clip_norm)
-        optimizer.step()
-        total += loss.detach().cpu()
-    return float(total) / n_steps, realised_shares(feed.frames.group, windows[:, 0])
+        return compute_loss(raw.float(), batch, positive)
+
+    loss = take_steps(network, optimizer, hyper, loss_of, epoch=epoch, n_steps=n_steps, n_total_steps=n_total_steps)
+    return loss, realised_shares(feed.frames.group, windows[:, 0])
 
 
 def feature_level(frames: Frames) -> tuple[float, float]:

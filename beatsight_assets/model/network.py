@@ -1,11 +1,12 @@
-"""The frame network: features of a recording in, what sounds in each frame out.
+"""The networks of both families: features of a recording in, what sounds in each frame out; features of a clip in, what its hit is out.
 
 Belongs here: architecture, receptive field, application to long recordings. Does not belong here: loss and training (`train`), peaks and
 hits (`decode`), files (`checkpoint`).
 
-Three convolution blocks over time and frequency (strides in frequency only), one projection, then residual blocks of dilated temporal
+Frame family: three convolution blocks over time and frequency (strides in frequency only), one projection, then residual blocks of dilated temporal
 convolutions. Every output frame sees `receptive_frames` frames before and after itself and nothing else, so a recording can be cut
 into chunks that overlap by that much and the result does not depend on the chunk length.
+Clip family (`spec/model.md` section 2): four convolution blocks over a clip that is stretched to a square, their average, one linear layer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from beatsight_assets.features.definitions import CLIP_FEATURE, clip_definition
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,6 +27,8 @@ CHUNK_FRAMES = 3_000  # 30 s at 100 frames/s: about 60 MB of activations, and wi
 STEM_KERNEL = 3
 FIRST_KERNEL = 5  # bands that the first layer looks at: wider than its stride, so no band is seen by one output only
 RARE_LOGIT = -4.0  # probability .018, about that of a hit of a common class in a frame
+CLIP_CHANNELS = (32, 64, 128, 256)
+CLIPS_AT_ONCE = 256  # applied: 130 MB of activations each for the first block
 STRIDE = 3  # in frequency only: 81 bands -> 27 -> 9 -> 3; a third of the cost of convolving every band and pooling
 
 
@@ -52,6 +57,24 @@ class NetworkConfig:
     def from_json(fields: dict[str, object]) -> NetworkConfig:
         """The inverse of `to_json`."""
         return NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ClipNetworkConfig:
+    """Shape of a clip network: 388,800 + 257 parameters per class."""
+
+    classes: tuple[str, ...]
+    feature: str = CLIP_FEATURE
+    dropout: float = 0.3
+
+    def to_json(self) -> dict[str, object]:
+        """The fields as plain JSON values."""
+        return {"classes": list(self.classes), "feature": self.feature, "dropout": self.dropout}
+
+    @staticmethod
+    def from_json(fields: dict[str, object]) -> ClipNetworkConfig:
+        """The inverse of `to_json`."""
+        return ClipNetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})  # type: ignore[arg-type]
 
 
 class FrameOutputs(NamedTuple):
@@ -118,9 +141,46 @@ def _network_class() -> type:
     return FrameNet
 
 
-def build_network(config: NetworkConfig) -> torch.nn.Module:
+@lru_cache(maxsize=1)
+def _clip_network_class() -> type:
+    import torch
+    from torch import nn
+
+    class ClipNet(nn.Module):
+        feature_mean: torch.Tensor
+        feature_std: torch.Tensor
+        columns: torch.Tensor
+
+        def __init__(self, config: ClipNetworkConfig) -> None:
+            super().__init__()
+            self.config = config
+            self.register_buffer("feature_mean", torch.zeros(()))
+            self.register_buffer("feature_std", torch.ones(()))
+            self.register_buffer("columns", torch.from_numpy(clip_definition(config.feature).column_weights), persistent=False)
+            blocks: list[nn.Module] = []
+            n_in = 1
+            for n_out in CLIP_CHANNELS:
+                last = nn.AdaptiveAvgPool2d(1) if n_out == CLIP_CHANNELS[-1] else nn.MaxPool2d(2)
+                blocks += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.BatchNorm2d(n_out), nn.ReLU(), last]
+                n_in = n_out
+            self.blocks = nn.Sequential(*blocks)
+            self.head = nn.Sequential(nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(n_in, len(config.classes)))
+
+        def read(self, features: torch.Tensor) -> torch.Tensor:
+            """What the blocks read [shape=(batch, 1, 128, 128)]: features interpolated linearly in time, at the level of the training split."""
+            return (((features - self.feature_mean) / self.feature_std) @ self.columns).unsqueeze(1)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            """Features in dB [shape=(batch, n_mels, n_frames)] -> logits [shape=(batch, n_classes)]."""
+            return self.head(self.blocks(self.read(features)))  # type: ignore[no-any-return]
+
+    return ClipNet
+
+
+def build_network(config: NetworkConfig | ClipNetworkConfig) -> torch.nn.Module:
     """A freshly initialised network; draws from torch's default generator, which the caller seeds."""
-    network: torch.nn.Module = _network_class()(config)
+    kind = _clip_network_class() if isinstance(config, ClipNetworkConfig) else _network_class()
+    network: torch.nn.Module = kind(config)
     return network
 
 
@@ -161,3 +221,15 @@ def apply_windows(network: torch.nn.Module, features: NDArray[np.float32]) -> ND
     with torch.inference_mode():
         batch = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(next(network.parameters()).device)
         return network(batch)[..., : len(config.classes)].float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def apply_clips(network: torch.nn.Module, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of clips: [shape=(n, n_mels, n_frames)] in dB -> [shape=(n, n_classes)]."""
+    import torch
+
+    device, parts = next(network.parameters()).device, []
+    network.eval()
+    with torch.inference_mode():
+        for start in range(0, len(features), CLIPS_AT_ONCE):
+            parts.append(network(torch.from_numpy(features[start : start + CLIPS_AT_ONCE]).to(device)).float().cpu().numpy())
+    return np.concatenate(parts)

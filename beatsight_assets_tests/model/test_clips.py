@@ -15,7 +15,7 @@ from beatsight_assets.errors import ConfigError, GateFailed, InputError
 from beatsight_assets.features import clip_cache
 from beatsight_assets.features.clip_cache import WarmOptions
 from beatsight_assets.features.definitions import clip_definition
-from beatsight_assets.model.clips import Clips, in_db, load_clips, network_input
+from beatsight_assets.model.clips import Clips, in_db, load_clips
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets_tests.features.factories import make_bundle
 
@@ -116,14 +116,6 @@ def test_every_form_gives_the_same_levels(warm: Settings, tmp_path: Path, dtype:
     assert np.abs(batch.features[: len(expected)].numpy() - expected).max() <= (0.0 if dtype == "float32" else 0.33)
     stored = other.stored(np.arange(len(other)))
     assert np.allclose(in_db(torch.from_numpy(stored), FEATURE).numpy(), clip_cache.decode(stored), atol=1e-5)
-
-
-def test_a_network_reads_a_square(clips: Clips) -> None:
-    """[batch, 1, 128, 128]; the first column is the first frame, the last the last one."""
-    features = next(clips.batches(np.arange(3), 3)).features
-    read = network_input(features, FEATURE)
-    assert read.shape == (3, 1, 128, 128)
-    assert torch.equal(read[:, 0, :, 0], features[:, :, 0]) and torch.equal(read[:, 0, :, 127], features[:, :, 24])
 
 
 @pytest.fixture

@@ -13,12 +13,15 @@ from click.testing import CliRunner
 
 from beatsight_assets import cli, events, sampling, store
 from beatsight_assets.errors import ConfigError, GateFailed
+from beatsight_assets.features.definitions import definition
 from beatsight_assets.model import crossval, learn, train
 from beatsight_assets.model.data import load_recordings
+from beatsight_assets.model.family import learning_rate_at
 from beatsight_assets.model.learn import Hyper
 from beatsight_assets.model.train import TrainOptions
 from beatsight_assets.readiness import annotation_alignment
 from beatsight_assets.settings import DataLayout, Settings
+from beatsight_assets.taxonomy import Taxonomy
 from beatsight_assets_tests.model.factories import SOURCE_SET, make_root, warm
 
 TINY: dict[str, Any] = {
@@ -201,7 +204,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 def test_the_schedule_warms_up_and_comes_down() -> None:
     """Linear up, half a cosine down, the minimum after the end."""
     hyper = Hyper(epochs=1, audio_s_per_epoch=1.0, learning_rate=1.0, min_learning_rate=0.1, warmup_share=0.1)
-    rates = [learn.learning_rate_at(step, 100, hyper) for step in range(130)]
+    rates = [learning_rate_at(step, 100, hyper) for step in range(130)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0, abs=1e-3)
     assert int(np.argmax(rates)) in (9, 10) and (np.diff(rates[10:]) <= 1e-12).all()
     assert rates[100:] == [pytest.approx(0.1)] * 30
@@ -240,8 +243,9 @@ def test_training_follows_the_alignment_only_when_asked(root: Settings) -> None:
     assert found["n"] == 6 and found["offset_ms"] == pytest.approx(7, abs=3)
     plan = train._plan(root, options(overrides={"follow_alignment": True}))
     assert plan.config["annotation_offsets_ms"] == {SOURCE_SET: found["offset_ms"]}
+    taxonomy = Taxonomy.load(root)
     there, later = (
-        load_recordings(root, plan.feature, plan.view, plan.taxonomy, ("train", "val"), offsets_ms=o)
+        load_recordings(root, definition("frames/1"), taxonomy.view("drums18"), taxonomy, ("train", "val"), offsets_ms=o)
         for o in ({}, {SOURCE_SET: found["offset_ms"]})
     )
     for a, b in zip(there, later, strict=True):
