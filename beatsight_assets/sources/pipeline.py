@@ -1013,9 +1013,10 @@ def _with_audio_facts(job: _Job, reading: Reading) -> _Read:
 
 def _content_digest(hits: Hits) -> str:
     """Digest of what was played (onset, component, variant, strike, velocity): equal for the same performance under two names."""
-    names = np.array([f"{v.label}/{v.variant}/{v.strike}" for v in hits.voices])[hits.voice]
-    order = np.lexsort((hits.velocity, names, hits.onset_us))
-    content = sha256("\n".join(names[order].tolist()).encode())
+    names = [f"{v.label}/{v.variant}/{v.strike}" for v in hits.voices]
+    rank = {name: i for i, name in enumerate(sorted(set(names)))}  # sorting numbers, not texts
+    order = np.lexsort((hits.velocity, np.array([rank[name] for name in names])[hits.voice], hits.onset_us))
+    content = sha256("\n".join([names[i] for i in hits.voice[order].tolist()]).encode())
     content.update(np.ascontiguousarray(hits.onset_us[order]).tobytes())
     content.update(np.ascontiguousarray(hits.velocity[order]).tobytes())
     return content.hexdigest()
