@@ -37,6 +37,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def one_thread_per_call() -> None:
+    """Keep the numeric libraries on one thread, unless the environment says otherwise; to be called before numpy and torch are imported.
+
+    Operations on a few thousand numbers, of which there are millions here, take ten times the CPU time on two threads, and their sums may
+    differ with the number of cores. Stages scale by workers; training sets its own threads, and tables are read by as many as there are cores.
+    """
+    for name in THREAD_VARIABLES:
+        if name != "POLARS_MAX_THREADS":
+            os.environ.setdefault(name, "1")
+
+
 class InlineExecutor(Executor):
     """Runs each call at once, in this process."""
 

@@ -128,6 +128,28 @@ def test_workers_use_one_thread_each_and_leave_our_environment_alone(monkeypatch
     assert "NUMBA_NUM_THREADS" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "start", ["import sys; from beatsight_assets.cli import main; sys.argv[1:] = ['--help']; main()", "import beatsight_assets.definitions"]
+)
+@pytest.mark.parametrize(("given", "found"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")])
+def test_commands_and_dagster_keep_numeric_libraries_on_one_thread(start: str, given: dict[str, str], found: str) -> None:
+    """Whatever a user's shell says stands; without a word, libraries whose threads cost more than they bring get one. Nothing imported them before."""
+    text = f"""
+import atexit, os, sys
+atexit.register(lambda: print(os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"], os.environ.get("POLARS_MAX_THREADS")))
+from beatsight_assets import workers
+before = workers.one_thread_per_call
+def watched():
+    assert not {{"numpy", "torch"}} & set(sys.modules)
+    before()
+workers.one_thread_per_call = watched
+{start}
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in THREAD_VARIABLES} | given
+    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == [f"{found} 1 None"], done.stderr
+
+
 def test_an_unknown_executor_is_named_with_its_choices() -> None:
     """ConfigError unknown-choice with the nearest word; Dask without an address is no executor."""
     with (

@@ -148,6 +148,9 @@ def _remember(data_root: str | None, profile: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `beatsight`: runs a command and turns errors into one readable message and the right exit code."""
+    from beatsight_assets.workers import one_thread_per_call
+
+    one_thread_per_call()
     try:
         result = build().main(args=arguments, prog_name="beatsight", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)

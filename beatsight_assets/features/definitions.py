@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NoReturn
@@ -293,7 +294,7 @@ class ClipDefinition:
         block = torch.empty(frames.shape)
         power, square = np.empty((2, n, self.n_frames, self.filterbank.shape[1]), dtype=np.float32)
         out = np.empty((len(clips), *self.shape), dtype=np.float32)
-        with _blas().limit(limits=1, user_api="blas"):
+        with _blas().limit(limits=1, user_api="blas"), _one_thread_of_torch():
             for start in range(0, len(clips), BATCH_CLIPS):
                 some = clips[start : start + BATCH_CLIPS]
                 m = len(some)
@@ -326,6 +327,19 @@ def _blas() -> ThreadpoolController:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+@contextmanager
+def _one_thread_of_torch() -> Iterator[None]:
+    """Blocks of four clips are too small to share: two threads take ten times the CPU time of one."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _digest(feature: FrameDefinition | ClipDefinition) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,28 @@ def test_no_batch_size_changes_a_bit(batch: int, monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(CLIPS.compute(clips), expected)
     assert np.array_equal(CLIPS.compute(clips[::-1])[::-1], expected)
     assert np.array_equal(CLIPS.compute(clips[4:7]), expected[4:7])
+
+
+def test_clips_are_transformed_on_one_thread_of_torch() -> None:
+    """Also where torch has more, as in training, which keeps its own; blocks of four clips took ten times the CPU time on two."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = []
+
+        class Watched(torch.overrides.TorchFunctionMode):
+            def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                seen.append(torch.get_num_threads())
+                return function(*args, **(kwargs or {}))
+
+        with Watched():
+            clip_definition().compute(np.zeros((5, clip_definition().n_samples), np.int16))
+        assert 1 in seen and 2 not in seen[seen.index(1) :], seen
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_16_bit_samples_are_those_divided_by_32768() -> None:
