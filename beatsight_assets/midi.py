@@ -34,6 +34,7 @@ TEXT = 0x01  # type of a text event
 
 _CHANNEL = np.uint8(0x0F)
 _CC_FOOT = 4  # controller of the hi-hat pedal
+_FAR_TICK = 1 << 40  # behind every note: at 10 ms per quarter of 32,767 ticks a day has 2.8e11
 _GUARD = b"\xff" * 8  # behind a track: no event can run into it
 _NOT_PLAIN = frozenset(bytes((s,)) for s in (*range(0xC0, 0xE0), *range(0xF0, 0x100)))  # statuses without two data bytes
 _SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # data bytes owned by system common bytes; the others own none
@@ -143,49 +144,57 @@ def read_midis(files: Sequence[bytes]) -> list[MidiFile | MidiError]:
     return [tracks if isinstance(tracks, MidiError) else next(read) for tracks in walked]
 
 
-def tempo_bpm_at(midi: MidiFile, tick: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Beats per minute in force at each of ascending ticks [shape=(n,)]; 120 before the first tempo event."""
-    bpm = 60e6 / np.concatenate(([DEFAULT_US_PER_QUARTER], midi.tempos.us_per_quarter))
-    at = _n_before(midi.tempos.tick, tick)
-    return np.full(len(tick), bpm[at]) if isinstance(at, int) else bpm[at]
+def tempo_bpm_at(files: Sequence[MidiFile], tick: NDArray[np.int64], bounds: Sequence[int]) -> NDArray[np.float64]:
+    """Beats per minute in force at ticks of many files [shape=(n,)]; 120 before the first tempo event.
+
+    Parameters
+    ----------
+    tick : [shape=(n,)], those of file i are bounds[i] .. bounds[i + 1] and ascend
+    """
+    us = [us for file in files for us in (DEFAULT_US_PER_QUARTER, *file.tempos.us_per_quarter.tolist())]
+    return (60e6 / np.array(us, dtype=np.int64)).take(_rows_in_force([file.tempos.tick for file in files], tick, bounds))
 
 
-def meter_at(midi: MidiFile, tick: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(numerator, denominator) in force at each of ascending ticks [shape=(n,) each]; 0, 0 before the first time signature."""
-    at = _n_before(midi.meters.tick, tick)
-    both = (np.append(0, column)[at] for column in (midi.meters.numerator, midi.meters.denominator))
-    numerator, denominator = (np.full(len(tick), column) for column in both) if isinstance(at, int) else both
-    return numerator, denominator
+def meter_at(files: Sequence[MidiFile], tick: NDArray[np.int64], bounds: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(numerator, denominator) in force at ticks as in `tempo_bpm_at` [shape=(n,) each]; 0, 0 before the first time signature."""
+    rows = [row for file in files for row in ((0, 0), *zip(file.meters.numerator.tolist(), file.meters.denominator.tolist(), strict=True))]
+    numerator, denominator = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+    row = _rows_in_force([file.meters.tick for file in files], tick, bounds)
+    return numerator.take(row), denominator.take(row)
 
 
-def bar_beat_at(midi: MidiFile, tick: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(bar since the start, beat inside the bar) of each of ascending ticks, both from 0 [shape=(n,) each]; a beat is one denominator unit.
+def bar_beat_at(files: Sequence[MidiFile], tick: NDArray[np.int64], bounds: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(bar since the start, beat inside the bar) at ticks as in `tempo_bpm_at`, both from 0 [shape=(n,) each]; a beat is one denominator unit.
 
     A new time signature starts a new bar, also in the middle of one. -1, -1 before the first signature and for SMPTE files.
     """
-    meters, whole = midi.meters, 4 * midi.division
-    n_unknown = len(tick) if midi.division < 0 or not len(meters.tick) else int(tick.searchsorted(meters.tick[0]))
-    first_bar = [0]
-    for i in range(len(meters.tick) - 1 if n_unknown < len(tick) else 0):
-        length = (int(meters.tick[i + 1]) - int(meters.tick[i])) * int(meters.denominator[i])
-        first_bar.append(first_bar[-1] - (-length // (whole * int(meters.numerator[i]))))
-    unknown = np.full(n_unknown, -1, dtype=np.int32)
-    if n_unknown == len(tick):
-        return unknown, unknown
-    tick = tick[n_unknown:]
-    at = _n_before(meters.tick, tick) - 1
-    beat = (tick - meters.tick[at]) * meters.denominator[at] // whole
-    bar = beat // meters.numerator[at]
-    bars, beats = (np.array(first_bar)[at] + bar).astype(np.int32), (beat - bar * meters.numerator[at]).astype(np.int32)
-    return (np.append(unknown, bars), np.append(unknown, beats)) if n_unknown else (bars, beats)
+    rows: list[tuple[int, int, int, int, int]] = []  # first tick, bar there, numerator, denominator, ticks of a whole note; 0 for unknown
+    for file in files:
+        rows.append((0, -1, 1, 0, 1))
+        bar, whole = 0, 4 * file.division
+        meters = list(zip(*(column.tolist() for column in (file.meters.tick, file.meters.numerator, file.meters.denominator)), strict=True))
+        for i, (first, numerator, denominator) in enumerate(meters):
+            if whole < 0:
+                rows.append(rows[-1])
+                continue
+            if i:
+                bar -= (meters[i - 1][0] - first) * meters[i - 1][2] // (whole * meters[i - 1][1])
+            rows.append((first, bar, numerator, denominator, whole))
+    row = _rows_in_force([file.meters.tick for file in files], tick, bounds)
+    first_tick, first_bar, numerators, denominators, wholes = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+    n_beats = (tick - first_tick.take(row)) * denominators.take(row) // wholes.take(row)
+    n_bars = n_beats // numerators.take(row)
+    beat = np.where(first_bar.take(row) < 0, -1, n_beats - n_bars * numerators.take(row))
+    return (first_bar.take(row) + n_bars).astype(np.int32), beat.astype(np.int32)
 
 
-def _n_before(first_tick: NDArray[np.int64], tick: NDArray[np.int64]) -> int | NDArray[np.int64]:
-    """How many of a map's rows begin at or before each of ascending ticks: one number where it is the same for all, as in almost every file."""
-    if not len(tick):
-        return 0
-    first, last = first_tick.searchsorted(tick[[0, -1]], side="right").tolist()
-    return int(first) if first == last else first_tick.searchsorted(tick, side="right")
+def _rows_in_force(maps: Sequence[NDArray[np.int64]], tick: NDArray[np.int64], bounds: Sequence[int]) -> NDArray[np.int64]:
+    """Row in force at each tick, of the maps of all files laid end to end with a row before each: what is so before the first event."""
+    firsts = [first for ticks in maps for first in (-1, *ticks.tolist())]
+    file_of_row = np.repeat(np.arange(len(maps)), [1 + len(ticks) for ticks in maps])
+    file_of_tick = np.repeat(np.arange(len(maps)), np.diff(bounds))
+    key = file_of_row * _FAR_TICK + np.minimum(np.array(firsts, dtype=np.int64) + 1, _FAR_TICK - 1)
+    return key.searchsorted(file_of_tick * _FAR_TICK + tick + 1, side="right") - 1
 
 
 def _read_header(data: bytes) -> tuple[int, int, int, int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -157,7 +159,7 @@ def test_without_tempo_event_it_is_120_bpm_and_said() -> None:
     """events.md section 4 rule 2."""
     midi = read_midi(smf(hit(480) + END))
     assert (midi.notes.onset_us.tolist(), midi.tempo_declared) == ([500_000], False)
-    assert tempo_bpm_at(midi, midi.notes.tick).tolist() == [120.0]
+    assert tempo_bpm_at([midi], midi.notes.tick, [0, 1]).tolist() == [120.0]
 
 
 @pytest.mark.parametrize(
@@ -169,17 +171,17 @@ def test_smpte_ticks_are_frames_whatever_the_tempo(frames: int, per_frame: int, 
     """SMPTE division ignores tempo events."""
     midi = read_midi(smf(tempo(0, 16_777_215) + hit(tick) + END, division=-frames * 256 + per_frame))
     assert (midi.notes.onset_us.tolist(), midi.tempo_declared) == ([onset_us], False)
-    assert bar_beat_at(midi, midi.notes.tick)[0].tolist() == [-1]
+    assert bar_beat_at([midi], midi.notes.tick, [0, 1])[0].tolist() == [-1]
 
 
 def test_bars_and_beats_follow_the_meter() -> None:
     """Bars count through meter changes, a change starts a new bar, the beat is the denominator's unit."""
     track = hit(0) + meter(240, 4, 2) + hit(0) + hit(719) + hit(1) + hit(1200) + meter(480, 6, 3) + hit(0) + hit(1200) + hit(240) + END
     midi = read_midi(smf(track))
-    bars, beats = bar_beat_at(midi, midi.notes.tick)
+    bars, beats = bar_beat_at([midi], midi.notes.tick, [0, 8])
     assert bars.tolist() == [-1, 0, 0, 0, 1, 2, 2, 3]
     assert beats.tolist() == [-1, 0, 1, 1, 0, 0, 5, 0]
-    numerator, denominator = meter_at(midi, midi.notes.tick)
+    numerator, denominator = meter_at([midi], midi.notes.tick, [0, 8])
     assert numerator.tolist() == [0, 4, 4, 4, 4, 6, 6, 6] and denominator.tolist() == [0, 4, 4, 4, 4, 8, 8, 8]
 
 
@@ -371,6 +373,35 @@ def test_files_read_at_once_are_those_read_one_by_one() -> None:
             alone.append(columns_of(error))
     assert [columns_of(found) for found in read_midis(files)] == alone
     assert read_midis([]) == []
+
+
+def walked_maps(midi: MidiFile, tick: int) -> tuple[float, int, int, int, int]:
+    """Tempo, meter, bar and beat at a tick by walking the file's maps from their start."""
+    us, bar, at, numerator, denominator = 500_000, -1, 0, 0, 0
+    for first, value in zip(midi.tempos.tick.tolist(), midi.tempos.us_per_quarter.tolist(), strict=True):
+        us = value if first <= tick else us
+    for row in zip(*(column.tolist() for column in (midi.meters.tick, midi.meters.numerator, midi.meters.denominator)), strict=True):
+        if row[0] > tick:
+            break
+        bar = 0 if bar < 0 else bar + math.ceil(Fraction((row[0] - at) * denominator, 4 * midi.division * numerator))
+        at, numerator, denominator = row
+    if midi.division < 0 or not denominator:
+        return 60e6 / us, numerator, denominator, -1, -1
+    n_beats = (tick - at) * denominator // (4 * midi.division)
+    return 60e6 / us, numerator, denominator, bar + n_beats // numerator, n_beats % numerator
+
+
+def test_maps_of_many_files_at_once_are_those_walked_one_by_one() -> None:
+    """Tempo, meter, bar and beat of a note are those of its own file, also where files without notes or maps lie between."""
+    data = [mutate(random_file(str(i % 50))[0], rng_for(15, "maps", str(i))) if i % 3 else random_file(str(i % 50))[0] for i in range(200)]
+    found = [file for file in read_midis([*data, smf(END), smf(hit(5) + END, division=-24 * 256 + 4)]) if isinstance(file, MidiFile)]
+    tick = np.concatenate([file.notes.tick for file in found])
+    bounds = np.cumsum([0, *(len(file.notes.tick) for file in found)]).tolist()
+    due = [walked_maps(file, at) for file in found for at in file.notes.tick.tolist()]
+    said = (tempo_bpm_at(found, tick, bounds), *meter_at(found, tick, bounds), *bar_beat_at(found, tick, bounds))
+    assert list(zip(*(column.tolist() for column in said), strict=True)) == due
+    assert len(due) > 1_000 and sum(len(file.meters.tick) > 1 for file in found) > 50
+    assert len(tempo_bpm_at([], tick[:0], [0])) == len(bar_beat_at([], tick[:0], [0])[0]) == 0
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:

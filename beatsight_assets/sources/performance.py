@@ -107,13 +107,30 @@ def read_performances(files: Sequence[bytes], taxonomy: Taxonomy, note_map: str)
     if table.closed_pedal is not None:
         heard = openness_from_pedal(np.where(table.has_openness[voice], pedal, -1), closed_at=table.closed_pedal)
         openness = np.where(is_unstated, heard, openness)
+    tempo_bpm, (bar, beat) = midi.tempo_bpm_at(sound, tick, bounds), midi.bar_beat_at(sound, tick, bounds)
+    numerator, denominator = midi.meter_at(sound, tick, bounds)
+    packed_meter = numerator * 256 + denominator
     performances: list[Performance | midi.MidiError] = []
     n = 0
     for file in found:
         if isinstance(file, midi.MidiFile):
             own = slice(bounds[n], bounds[n + 1])
-            columns = (onset_us[own], voice[own], velocity[own], openness[own], pedal[own])
-            performances.append(_performance(file, table, tick[own], *columns))
+            meters, meter = _meters(packed_meter[own])
+            hits = Hits(
+                voices=table.voices,
+                onset_us=onset_us[own],
+                voice=voice[own],
+                velocity=velocity[own],
+                openness=openness[own],
+                openness_raw=pedal[own],
+                tempo_bpm=tempo_bpm[own],
+                meters=meters,
+                meter=meter,
+                bar=bar[own],
+                beat=beat[own],
+                stated=_chokes(file, table, voice[own], onset_us[own]) if len(file.aftertouch.tick) else {},
+            )
+            performances.append(_performance(file, hits))
             n += 1
         else:
             performances.append(file)
@@ -134,39 +151,18 @@ def read_takes(
     return [next(read) if isinstance(data, bytes) else data for data in found]
 
 
-def _performance(
-    file: midi.MidiFile,
-    table: NoteTable,
-    tick: NDArray[np.int64],
-    onset_us: NDArray[np.int64],
-    voice: NDArray[np.int64],
-    velocity: NDArray[np.float32],
-    openness: NDArray[np.float32],
-    pedal: NDArray[np.int32],
-) -> Performance:
-    """The performance of a file from the columns of its mapped notes."""
-    numerator, denominator = midi.meter_at(file, tick)
-    packed = numerator * 256 + denominator
-    is_one = len(packed) > 0 and packed[0] == packed[-1] and len(file.meters.tick) <= 1  # almost all files; `unique` would sort for it
+def _meters(packed: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the meters of a file's notes, and which is in force at each [shape=(n,)]; -1 before the first time signature."""
+    is_one = len(packed) > 0 and (packed == packed[0]).all()  # almost all files; `unique` would sort for it
     found, meter = (packed[:1], np.zeros(len(packed), np.int64)) if is_one else np.unique(packed, return_inverse=True)
     names = tuple(f"{int(p) // 256}/{int(p) % 256}" for p in found)
     if len(found) and found[0] == 0:  # before the first time signature
-        names, meter = names[1:], meter - 1
-    bar, beat = midi.bar_beat_at(file, tick)
-    hits = Hits(
-        voices=table.voices,
-        onset_us=onset_us,
-        voice=voice,
-        velocity=velocity,
-        openness=openness,
-        openness_raw=pedal,
-        tempo_bpm=midi.tempo_bpm_at(file, tick),
-        meters=names,
-        meter=meter.astype(np.int64, copy=False),
-        bar=bar,
-        beat=beat,
-        stated=_chokes(file, table, voice, onset_us) if len(file.aftertouch.tick) else {},
-    )
+        return names[1:], meter - 1
+    return names, meter
+
+
+def _performance(file: midi.MidiFile, hits: Hits) -> Performance:
+    """Hits of a file with the facts and remarks of it."""
     facts = {
         "tempo_declared": file.tempo_declared,
         "tempo_map": [[int(t), int(us)] for t, us in zip(file.tempos.onset_us[:64], file.tempos.us_per_quarter[:64], strict=True)],
@@ -174,7 +170,7 @@ def _performance(
         "end_seconds": file.end_us / 1e6,
         "note_ons": len(file.notes.note),
     }
-    issues = {"unmapped_note": len(file.notes.note) - len(voice), "midi_problem": len(file.problems)}
+    issues = {"unmapped_note": len(file.notes.note) - len(hits), "midi_problem": len(file.problems)}
     return Performance(hits, {k: v for k, v in issues.items() if v}, facts)
 
 
