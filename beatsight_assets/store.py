@@ -130,8 +130,8 @@ def contain(root: Path, relpath: str) -> Path:
     InputError `path-escape` : not a plain relative path (see `is_plain_path`), or a symbolic link leads out of `root`
     """
     if is_plain_path(relpath):
-        path = root.joinpath(*relpath.split("/"))
-        if is_below(root, path):
+        path = root / relpath
+        if not _has_links(root, relpath.split("/")) or is_below(root, path):
             return path
     raise InputError(
         f"path {printable(relpath)[:200]!r} does not stay below its root. Give a relative POSIX path without '..'", code="path-escape"
@@ -140,7 +140,7 @@ def contain(root: Path, relpath: str) -> Path:
 
 def is_below(root: Path, path: Path) -> bool:
     """`path` lies below `root` (and is not `root` itself) after following symbolic links."""
-    if path.is_relative_to(root) and not _has_links(root, path):
+    if path.is_relative_to(root) and not _has_links(root, path.parts[len(root.parts) :]):
         return True
     try:
         found, ground = path.resolve(), root.resolve()
@@ -149,15 +149,14 @@ def is_below(root: Path, path: Path) -> bool:
     return found != ground and found.is_relative_to(ground)
 
 
-def _has_links(root: Path, path: Path) -> bool:
-    """Whether `path` needs resolving: a link or `..` on the way down from `root`, or nothing below it. Three calls instead of twenty."""
-    tail = path.parts[len(root.parts) :]
+def _has_links(root: Path, parts: Sequence[str]) -> bool:
+    """Whether a path needs resolving: a link or `..` on the way down from `root`, or nothing below it. Three calls instead of twenty."""
     here = str(root)
-    for part in tail:
+    for part in parts:
         here = f"{here}/{part}"
         if part == ".." or "\0" in part or os.path.islink(here):
             return True
-    return not tail
+    return not parts
 
 
 def printable(text: str) -> str:
@@ -593,12 +592,15 @@ class Store:
         def digest(n: int) -> tuple[tuple[str, int, int, int], str] | BeatSightError:
             try:
                 with open_regular(paths[n]) as handle:
-                    return _cache_key(paths[n], os.fstat(handle.fileno())), _hash(handle, paths[n])
+                    return _cache_key(paths[n], os.fstat(handle.fileno()), keys[n]), _hash(handle, paths[n])
             except BeatSightError as error:
                 return error
 
+        # Handing over a file costs more than hashing a small one; 64 hand-overs keep the threads equally busy.
+        step = max(1, len(missing) // 64)
+        parts = [missing[i : i + step] for i in range(0, len(missing), step)]
         with ThreadPoolExecutor(HASH_THREADS if len(missing) > 1 else 1) as pool:
-            made = list(pool.map(digest, missing))
+            made = [m for part in pool.map(lambda part: [digest(n) for n in part], parts) for m in part]
         self._cache_write_all([m for m in made if not isinstance(m, BeatSightError)])
         found |= {n: m if isinstance(m, BeatSightError) else m[1] for n, m in zip(missing, made, strict=True)}
         return [found[n] for n in range(len(paths))]
@@ -837,8 +839,9 @@ def _end_of_last_line(fd: int) -> int:
     return 0
 
 
-def _cache_key(path: Path, info: os.stat_result) -> tuple[str, int, int, int]:
-    return (str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ino)
+def _cache_key(path: Path, info: os.stat_result, known: tuple[str, int, int, int] | None = None) -> tuple[str, int, int, int]:
+    """What a digest is remembered by; the path from the key the file had a moment ago, if that is at hand."""
+    return (known[0] if known else str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ino)
 
 
 def _cache_keys(paths: Sequence[Path]) -> list[tuple[str, int, int, int] | None]:
