@@ -35,9 +35,9 @@ def _bases() -> list[bytes]:
     folder = shared_data()
     if folder is not None and (folder / "groove_midi").is_dir():
         return [p.read_bytes() for p in sorted((folder / "groove_midi").rglob("*.mid"))]
-    from benchmarks.midi_ingest import _files
+    from benchmarks.midi_ingest import made_files
 
-    return _files()[0]
+    return made_files()
 
 
 def make_tree(root: Path, n_files: int) -> None:
