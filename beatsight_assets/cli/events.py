@@ -531,11 +531,11 @@ def export_command(
     return 0
 
 
-@command("import", help="Events from another form: a CSV or JSON of `export`, an Audacity label track, layers of Sonic Visualiser.")
+@command("import", help="Events from another form: a CSV, JSON or Parquet, an Audacity label track, layers of Sonic Visualiser.")
 @click.argument("file", type=FILE)
 @click.option("--source-set", required=True, help="Dataset of rows that name none; rows of another are refused.")
 @click.option("--output", type=FILE, help=OUTPUT_HELP + "  [default: events/<source-set>.parquet of the data root]")
-@click.option("--format", "form", help="csv, json, jsonl, audacity or svl.  [default: the suffix of FILE; .txt is audacity]")
+@click.option("--format", "form", help="csv, json, jsonl, parquet, audacity or svl.  [default: the suffix of FILE; .txt is audacity]")
 @click.option("--audio", type=FILE, help="Recording that a label track or layers belong to; its content is their group.")
 @click.option("--session", "session_id", help="Name of their session.  [default: the name of the audio, else of FILE]")
 @click.option("--dry-run", is_flag=True, help="Count, write nothing.")

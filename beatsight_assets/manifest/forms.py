@@ -1,7 +1,7 @@
-"""Manifests in the forms of other programs: CSV, JSON, Audacity label tracks, layers of Sonic Visualiser; both ways.
+"""Manifests in the forms of other programs: CSV, JSON, plain Parquet, Audacity label tracks, layers of Sonic Visualiser; both ways.
 
 Belongs here: what `events export` and `events import` write and read, and the per-session writers that a bundle's export calls.
-Does not belong here: Parquet and JSONL (`events`), how an SVL file is parsed (`sources.idmt`), MIDI (`transcribe.labels`).
+Does not belong here: event tables and JSONL (`events`), how an SVL file is parsed (`sources.idmt`), MIDI (`transcribe.labels`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from beatsight_assets.store import UNPRINTABLE, Receipt, Store, hash_file, is_pl
 from beatsight_assets.taxonomy import HIHATS_WITH_OPENNESS, Taxonomy, Voice
 
 EXPORTS = ("csv", "json", "jsonl", "parquet", "audacity", "svl")
-IMPORTS = ("csv", "json", "jsonl", "audacity", "svl")
+IMPORTS = ("csv", "json", "jsonl", "parquet", "audacity", "svl")
 CSV_COLUMNS = ("event_id", "session_id", "source_set", "group_id", "split", "onset_time", "offset_time", "label", "velocity", "dynamic_bucket",
                "openness", "techniques", "tempo_bpm", "meter", "is_synthetic", "audio_path")  # fmt: skip
 NEEDED = ("session_id", "onset_time", "label")  # of a CSV; the others may be absent
@@ -360,11 +360,35 @@ def read_json(path: Path) -> pl.DataFrame:
     found = parse_json(read_bytes(path, max_bytes=MAX_BYTES), where=str(path))
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise InputError("a list of events is due", code="bad-manifest", where=str(path))
-    rows = [upgraded_row(row, f"{path}: event {n}") for n, row in enumerate(found, 1)]
+    return _upgraded(found, path)
+
+
+def _upgraded(found: Sequence[dict[str, Any]], path: Path) -> pl.DataFrame:
     try:
+        rows = [upgraded_row(row, f"{path}: event {n}") for n, row in enumerate(found, 1)]
         return pl.DataFrame(rows, schema=EVENT_SCHEMA, orient="row", strict=True)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"a field has another type than an event has: {error}", code="bad-manifest", where=str(path)) from error
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Events of a Parquet file: an event table as it is, any other with the names of JSONL as columns; a null is a field that is not there.
+
+    Raises
+    ------
+    InputError `bad-manifest`, `bad-time`, `path-escape` : no Parquet; a row is no event, with its place in the table
+    """
+    try:
+        is_table = list(pl.read_parquet_schema(path).items()) == list(EVENT_SCHEMA.items())
+        rows = [] if is_table else pl.read_parquet(path).to_dicts()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=str(path)) from error
+    if is_table:
+        return read_events(path)
+    for n, row in enumerate(rows, 1):
+        if isinstance(row.get("extras"), str):
+            row["extras"] = parse_json(row["extras"].encode(), where=f"{path}: event {n}, extras")
+    return _upgraded([{name: value for name, value in row.items() if value is not None} for row in rows], path)
 
 
 # ---- label tracks and layers: hits of ONE session, each at its own onset ------------------------------------------------------
@@ -539,8 +563,9 @@ def read_form(path: Path, options: ImportOptions, taxonomy: Taxonomy) -> Importe
         raise InputError("file does not exist", code="missing-input", where=str(path))
     if options.form == "csv":
         found = read_csv(path, options.source_set)
-    elif options.form in ("json", "jsonl"):
-        events = read_json(path) if options.form == "json" else read_events(path)
+    elif options.form in ("json", "jsonl", "parquet"):
+        readers = {"json": read_json, "jsonl": read_events, "parquet": read_parquet}
+        events = readers[options.form](path)
         events = events.with_columns(pl.col("source_set").replace("unknown", options.source_set))
         if strange := sorted(set(events["source_set"].unique()) - {options.source_set}):
             raise InputError(f"rows of {', '.join(strange)[:200]} are not of {options.source_set}", code="bad-manifest", where=str(path))

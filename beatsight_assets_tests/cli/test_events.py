@@ -237,14 +237,45 @@ def test_export_and_import_are_inverse(tmp_path: Path, ran: Ran, form: str) -> N
         assert code == 0 and found["events"] == 20, found
     ours = [(tmp_path / n).read_bytes() if (tmp_path / n).is_file() else None for n in (f"one.{form}", f"two.{form}")]
     assert ours[0] == ours[1]
-    if form != "parquet":
-        named = ["--session", "s.wav"] if form in ("txt", "svl") else []
-        code, found = ran("import", tmp_path / f"one.{form}", "--source-set", "own", *named, "--output", tmp_path / "back.parquet")
-        assert code == 0 and (found["events"], found["refused"], found["broken"]) == (20, [], {}), found
-    back = read_events(tmp_path / ("one.parquet" if form == "parquet" else "back.parquet"))
+    named = ["--session", "s.wav"] if form in ("txt", "svl") else []
+    code, found = ran("import", tmp_path / f"one.{form}", "--source-set", "own", *named, "--output", tmp_path / "back.parquet")
+    assert code == 0 and (found["events"], found["refused"], found["broken"]) == (20, [], {}), found
+    back = read_events(tmp_path / "back.parquet")
     assert back["event_id"].to_list() == [r["event_id"] for r in rows]
     assert back["onset_time"].to_list() == [r["onset_time"] for r in rows]
     assert [[c["label"] for c in cs] for cs in back["components"].to_list()] == [["kick", "ride_bow"]] * 20
+
+
+def test_import_of_a_plain_parquet(tmp_path: Path, ran: Ran) -> None:
+    """A table of another tool has the names of JSONL as columns and need not have all; a row that is no event is named by its place."""
+    table = pl.DataFrame(
+        {
+            "sample_id": ["0", "1"],
+            "session_id": ["s.wav", "s.wav"],
+            "onset_time": [0.5, 1.0],
+            "components": [[{"label": "kick", "velocity": 0.5}], [{"label": "snare", "velocity": None}]],
+            "room": ["r1", None],
+            "extras": ['{"take": 3}', None],
+        }
+    )
+    table.write_parquet(tmp_path / "plain.parquet")
+    code, found = ran("import", tmp_path / "plain.parquet", "--source-set", "own", "--output", tmp_path / "back.jsonl")
+    assert code == 0 and found["events"] == 2, found
+    back = read_events(tmp_path / "back.jsonl")
+    assert back["event_id"].to_list() == ["0", "1"] and back["source_set"].to_list() == ["own", "own"]
+    assert [json.loads(text) for text in back["extras"]] == [{"room": "r1", "take": 3}, {}]
+    assert [c[0]["dynamic_bucket"] for c in back["components"].to_list()] == ["light", "unknown"]
+    for wrong, code in (
+        (table.with_columns(onset_time=pl.Series([0.5, -1.0])), "bad-time"),
+        (table.with_columns(room=pl.Series([b"x", None])), "bad-manifest"),
+        (table.with_columns(extras=pl.Series(["{}", "{"])), "bad-metadata"),
+        (table.drop("session_id"), "bad-manifest"),
+    ):
+        wrong.write_parquet(tmp_path / "wrong.parquet")
+        ended, said = ran("import", tmp_path / "wrong.parquet", "--source-set", "own", "--output", tmp_path / "no.jsonl")
+        assert ended == 3 and code in said["error"] and not (tmp_path / "no.jsonl").exists(), (code, said)
+    (tmp_path / "wrong.parquet").write_bytes(b"PAR1 not quite")
+    assert ran("import", tmp_path / "wrong.parquet", "--source-set", "own", "--output", tmp_path / "no.jsonl")[0] == 3
 
 
 def test_export_narrows_by_column_value_and_number(tmp_path: Path, ran: Ran) -> None:
