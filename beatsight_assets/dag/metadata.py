@@ -86,8 +86,11 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def rounded(value: float) -> float:
-    """A number as people read it: six significant digits are more than any figure here is good for."""
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+    """A number as people read it: six significant digits are more than any measure here is good for; counts stay whole.
+
+    Always a float: the UI plots the history of one kind of value, and a share that happens to be 1 must stay in its plot.
+    """
+    return float(value) if isinstance(value, int) else float(f"{value:.6g}")
 
 
 def escape(text: str) -> str:

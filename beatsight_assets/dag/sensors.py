@@ -81,9 +81,12 @@ class RawCursor:
 def build_sensors(status: dg.DefaultSensorStatus, poll_s: int) -> list[dg.SensorDefinition]:
     """raw_files_sensor, merge_sensor, failure_log and the automation sensor."""
 
-    @dg.sensor(job_name="ingest_job", minimum_interval_seconds=poll_s, default_status=status)
+    raw_files = "A raw folder that changed and has settled is ingested. An unreadable folder is a skip, never a deletion."
+    merge = "Datasets that are all green, and not those of the last merge, are merged. One request per set of versions."
+    failures = "One line per failed run in reports/failures.jsonl, so that a red run is found without the UI."
+
+    @dg.sensor(job_name="ingest_job", minimum_interval_seconds=poll_s, default_status=status, description=raw_files)
     def raw_files_sensor(context: dg.SensorEvaluationContext, lake: Lake) -> dg.SensorResult:
-        """A raw folder that changed and has settled is ingested. An unreadable folder is a skip, never a deletion."""
         from beatsight_assets.sources import read_state
 
         settings = lake.settings
@@ -103,9 +106,8 @@ def build_sensors(status: dg.DefaultSensorStatus, poll_s: int) -> list[dg.Sensor
         requests = [dg.RunRequest(partition_key=name, run_key=f"{name}:{readable[name]}") for name in due]
         return dg.SensorResult(run_requests=requests, cursor=after.to_text())
 
-    @dg.sensor(job_name="merge_job", minimum_interval_seconds=poll_s, default_status=status)
+    @dg.sensor(job_name="merge_job", minimum_interval_seconds=poll_s, default_status=status, description=merge)
     def merge_sensor(context: dg.SensorEvaluationContext, lake: Lake) -> dg.SensorResult | dg.SkipReason:
-        """Datasets that are all green, and not those of the last merge, are merged. One request per set of versions."""
         settings = lake.settings
         checks = blocking_keys("events")
         datasets = gating.made_datasets(context.instance, settings)
@@ -122,9 +124,8 @@ def build_sensors(status: dg.DefaultSensorStatus, poll_s: int) -> list[dg.Sensor
         context.log.info(decision.reason)
         return dg.SensorResult(run_requests=[dg.RunRequest()], cursor=asked)
 
-    @dg.run_failure_sensor(default_status=status, monitor_all_code_locations=False)
+    @dg.run_failure_sensor(default_status=status, monitor_all_code_locations=False, description=failures)
     def failure_log(context: dg.RunFailureSensorContext, lake: Lake) -> None:
-        """One line per failed run in reports/failures.jsonl, so that a red run is found without the UI."""
         lake.settings.store.append_line(lake.settings.layout.reports / "failures.jsonl", failure_line(context))
 
     automation = dg.AutomationConditionSensorDefinition(

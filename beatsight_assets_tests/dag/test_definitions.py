@@ -81,6 +81,14 @@ def test_every_asset_keeps_the_contract() -> None:
         assert node.backfill_policy is None or key.to_user_string() in ("clips", "feature_cache")  # all shards of a bundle are one run
 
 
+def test_what_starts_runs_says_when() -> None:
+    """Sensors, schedules and jobs have a sentence in the UI."""
+    repository = build_defs(settings=load_settings("/nowhere", "demo", environ={})).get_repository_def()
+    starters = [*repository.sensor_defs, *repository.schedule_defs, *repository.get_all_jobs()]
+    silent = [s.name for s in starters if not s.description and not s.name.startswith("__")]
+    assert len(starters) > 10 and not silent
+
+
 def test_every_check_keeps_the_contract() -> None:
     """A check has the partitions of its asset, a sentence that says what must hold, and the blocking flag of the table."""
     nodes = build_defs(settings=load_settings("/nowhere", "demo", environ={})).resolve_asset_graph()

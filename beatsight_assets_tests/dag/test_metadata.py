@@ -32,6 +32,7 @@ def test_description_is_complete(settings: Settings) -> None:
     """Figures are numbers, files and digests are there, the columns of an event table are explained, undefined numbers are left out."""
     found = describe(settings, REPORT)
     assert (found["events"], found["share"], "undefined" in found) == (799, 0.5, False)
+    assert {type(found[name]) for name in ("events", "share")} == {float}, "a plot of the history is of one kind of value"
     assert found["dagster/row_count"] == 799
     assert found["path"].value == str(settings.layout.merged)
     assert found["digest"] == REPORT.digest
