@@ -578,6 +578,7 @@ class Manifest:
         """
         self.where = str(source) if isinstance(source, Path) else ""
         frame = read_events(source) if isinstance(source, Path) and source.suffix != ".parquet" else source
+        self.file = frame if isinstance(frame, Path) else None
         self.table = _scan(frame) if isinstance(frame, Path) else frame.lazy()
         self.n_rows = int(self.table.select(pl.len()).collect().item())
         _refuse_nan(self.table, self.where)
@@ -586,6 +587,32 @@ class Manifest:
         """All rows in order, at most `rows` at a time."""
         for start in range(0, self.n_rows, rows):
             yield self.read(start, min(start + rows, self.n_rows), columns)
+
+    def pieces_with_hits(self, columns: Sequence[str], fields: Sequence[str], *, rows: int = PIECE_ROWS) -> Iterator[pl.DataFrame]:
+        """As `pieces`, with `components` last, whose structs hold only `fields`.
+
+        Polars decodes all seven fields of a component to read one; Arrow decodes those that are named: the labels of three million
+        events cost a quarter of the time. The other columns are cheaper with polars, so each reads what it reads best.
+
+        Raises
+        ------
+        InputError `bad-manifest` : the file is damaged
+        """
+        if self.file is None:
+            chosen = pl.col("components").list.eval(pl.struct(pl.element().struct.field(*fields)))
+            yield from (piece.with_columns(chosen) for piece in self.pieces([*columns, "components"], rows=rows))
+            return
+        from pyarrow import ArrowException, parquet
+
+        start = 0
+        try:
+            with parquet.ParquetFile(self.file) as table:
+                for batch in table.iter_batches(rows, columns=[f"components.list.element.{name}" for name in fields], use_threads=False):
+                    hits = pl.DataFrame(pl.from_arrow(batch, rechunk=False))
+                    yield self.read(start, start + hits.height, columns).hstack(hits)
+                    start += hits.height
+        except (ArrowException, OSError) as error:
+            raise InputError(f"not a readable Parquet file: {error}", code="bad-manifest", where=self.where) from error
 
     def sessions(self, columns: Sequence[str] | None = None, *, rows: int = PIECE_ROWS) -> Iterator[pl.DataFrame]:
         """All rows in pieces that never cut a session: about `rows` at a time when each session is one run of rows, else the whole table."""

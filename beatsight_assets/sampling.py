@@ -95,6 +95,11 @@ def checked(profile: SamplingProfile) -> SamplingProfile:
     for name in (profile.group_field, *profile.dedupe_fields):
         if name not in EVENT_SCHEMA:
             raise ConfigError.unknown_choice("event field", name, list(EVENT_SCHEMA), where="configs/sampling.yaml")
+    if EVENT_SCHEMA[profile.group_field].is_nested():
+        raise ConfigError(
+            f"group_field {profile.group_field} holds several values for one event; group by a field that holds one, as session_id",
+            code="bad-option",
+        )
     return profile
 
 
@@ -120,7 +125,7 @@ def derive(
     """
     checked(profile)
     manifest = events if isinstance(events, Manifest) else Manifest(events)
-    columns = sorted({profile.group_field, FALLBACK_GROUP, "techniques", *profile.dedupe_fields})
+    columns = sorted({profile.group_field, FALLBACK_GROUP, "techniques", *profile.dedupe_fields} - {"components"})
     groups, tag_sets, keys, labels = TextCodes(), TextCodes(), TextCodes(), TextCodes()
     grouped = FALLBACK_GROUP if profile.group_field == FALLBACK_GROUP else None  # its codes are those of the group
     parts = [
@@ -135,7 +140,7 @@ def derive(
                 },
             }
         )
-        for piece in manifest.pieces(columns)
+        for piece in (manifest.pieces_with_hits(columns, ["label"]) if "components" in profile.dedupe_fields else manifest.pieces(columns))
     ]
     rows = pl.concat(parts) if parts else pl.DataFrame({"group": [], "tags": []}, schema={"group": pl.UInt32, "tags": pl.UInt32})
     n_all = rows.height

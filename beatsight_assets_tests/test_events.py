@@ -314,3 +314,37 @@ def test_parts_of_a_manifest_are_its_rows_between_the_ends(ends: list[int], rows
     found = list(events.Manifest(frame).parts(ends, rows=rows))
     assert [part.height for part in found] == np.diff([0, *ends]).tolist()
     assert all(part.equals(frame[start:end]) for part, start, end in zip(found, [0, *ends], ends, strict=False))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100])
+@pytest.mark.parametrize("row_group_rows", [1, 8, 100])
+def test_pieces_hold_only_the_named_fields_of_hits_wherever_they_are_read_from(tmp_path: Path, rows: int, row_group_rows: int) -> None:
+    """Table and file give the same rows: no hit, several hits, no list, null fields; row groups and pieces need not fit each other."""
+    frame = frame_of(*(("kick" if i % 3 else "snare", 8_000 * i, 0.5) for i in range(40)))
+    null, none = frame[:1].with_columns(components=None), frame[:1].with_columns(pl.col("components").list.head(0))
+    frame = pl.concat([frame, null.cast(frame.schema), none, frame[3:9]])
+    path = tmp_path / "events.parquet"
+    frame.write_parquet(path, row_group_size=row_group_rows)
+    columns, fields = ["session_id", "onset_time"], ["label", "openness"]
+    expected = frame.select(
+        *columns, pl.col("components").list.eval(pl.struct(pl.element().struct.field("label"), pl.element().struct.field("openness")))
+    )
+    for source in (path, frame):
+        pieces = list(events.Manifest(source).pieces_with_hits(columns, fields, rows=rows))
+        assert max(piece.height for piece in pieces) <= rows
+        assert pl.concat(pieces).equals(expected)
+        assert pl.concat(pieces).schema == expected.schema
+    assert not list(events.Manifest(frame[:0]).pieces_with_hits(columns, fields))
+
+
+def test_a_damaged_page_of_hits_is_a_bad_manifest(tmp_path: Path) -> None:
+    """The footer is whole and the pages are not: the file is named, no stack of a library."""
+    path = tmp_path / "events.parquet"
+    frame_of(*(("kick", 50_000 * i, 0.5) for i in range(200))).write_parquet(path)
+    manifest = events.Manifest(path)
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="not a readable Parquet file") as caught:
+        list(manifest.pieces_with_hits(["session_id"], ["label"]))
+    assert caught.value.code == "bad-manifest"

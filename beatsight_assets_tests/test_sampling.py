@@ -209,6 +209,7 @@ def test_groove_weights_equal_the_plain_loop(groove_events: pl.DataFrame, profil
         ({"attenuations": {"roll": 0.0}}, "attenuation-above-one"),
         ({"min_weight": 2.0, "max_weight": 1.0}, "bad-option"),
         ({"group_field": "sessoin_id"}, "unknown-choice"),
+        ({"group_field": "components"}, "bad-option"),
     ],
 )
 def test_profiles_that_make_no_sense_are_refused(change: dict[str, object], code: str) -> None:

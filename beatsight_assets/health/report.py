@@ -7,7 +7,7 @@ comparison with an earlier report (`compare`). `measure` knows no limits and rea
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,11 @@ SLACK = 1e-6  # f32 against f64
 RARE_EXTRAS = ('"loudness"', '"bleed_level"')
 DURATION_FIELDS = ("split_durations_seconds", "run_split_durations_seconds", "duration_seconds_by_source", "run_duration_seconds_by_source")
 NO_SPLIT = "unassigned"
-HIT_FIELDS = ("event", "session", "group", "is_synthetic", "label", "velocity", "dynamic_bucket", "openness")
 COLUMNS = (  # of the events; what a report does not look at stays on the disk
-    *("event_id", "source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "onset_time", "components"),
+    *("event_id", "source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "onset_time"),
     *("techniques", "mix_context", "negative_example", "extras"),
 )
+COMPONENT_FIELDS = ("label", "velocity", "dynamic_bucket", "openness")
 ROW_ERRORS = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError, pl.exceptions.PolarsError)
 
 
@@ -197,7 +197,8 @@ def read_manifest(path: Path) -> tuple[pl.DataFrame, list[Problem]]:
     InputError `missing-input`, `bad-manifest` : the file as a whole cannot be read
     """
     if path.suffix != ".jsonl":
-        return events.Manifest(path).read(columns=COLUMNS), []
+        pieces = list(events.Manifest(path).pieces_with_hits(COLUMNS, COMPONENT_FIELDS))
+        return pl.concat(pieces) if pieces else _typed([]), []
     if not path.is_file():
         raise InputError("file does not exist. Run the step that writes it first", code="missing-input", where=str(path))
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -302,19 +303,20 @@ def measure(
     if broken.height:  # a copy of millions of rows is made only where there is something to leave out
         frame = frame.filter(pl.col("components").is_not_null())
     frame = frame.with_row_index("event").with_columns(
-        session=pl.concat_str("source_set", pl.lit("\x1f"), "session_id").cast(pl.Categorical).to_physical(),
+        session=_session_codes(frame),
         group=pl.col("group_id").cast(pl.Categorical).to_physical(),
         onset_us=(pl.col("onset_time") * 1e6).round().cast(pl.Int64),
     )
     hits = _hits(frame, taxonomy)
     allowed = set(taxonomy.labels if known is None else known)
-    labels = _counts(hits, "label")
+    labels = _counts(hits["label"])
     total = frame.height
     repeated_ids, examples_ids = _repeated_ids(frame)
     repeated_content, examples_content = _repeated_content(frame)
     negatives = int(frame["negative_example"].sum())
     synthetic = int(frame["is_synthetic"].sum())
-    rare = frame.select("extras").filter(pl.col("extras").str.contains_any(list(RARE_EXTRAS)))  # a few rows of millions, looked for once
+    rare = frame["extras"].value_counts(name="n")  # few texts, many events: each text is looked at once
+    rare = rare.filter(pl.col("extras").str.contains_any(list(RARE_EXTRAS)))
     duration = _duration(provenance, dataset_metadata)
     report: dict[str, Any] = {
         "summary": {
@@ -336,7 +338,7 @@ def measure(
         },
         "rejected_row_examples": problems[:MAX_NAMED_ROWS],
         "per_class_counts": _class_counts(hits, taxonomy),
-        "dynamic_bucket_counts": _with_zeros(_counts(hits, "dynamic_bucket"), BUCKETS),
+        "dynamic_bucket_counts": _with_zeros(_counts(hits["dynamic_bucket"]), BUCKETS),
         "per_class_dynamic": _class_dynamics(hits, taxonomy),
         "openness_histogram": _openness_histogram(hits),
         "openness_missing": hits.filter(pl.col("label").is_in(HIHATS_WITH_OPENNESS) & pl.col("openness").is_null()).height,
@@ -347,8 +349,8 @@ def measure(
         "crash_variant_counts": _crash_variants(hits),
         "crash_dual_label_assignments": frame.filter(pl.col("techniques").list.contains("crash_dual_label")).height,
         "bleed_level_distribution": _with_rest(_extra(rare, "bleed_level"), total),
-        "mix_context_distribution": _counts(frame, "mix_context"),
-        "source_counts": _counts(frame, "source_set"),
+        "mix_context_distribution": _counts_of_runs(frame["mix_context"]),
+        "source_counts": _counts_of_runs(frame["source_set"]),
         "openness_conflicts": _openness_conflicts(hits),
         "exclusive_group_conflicts": _exclusive_conflicts(hits, taxonomy),
         "issues": _issues(provenance),
@@ -361,7 +363,10 @@ def measure(
 
 def _hits(frame: pl.DataFrame, taxonomy: Taxonomy) -> pl.DataFrame:
     """One row per hit with its canonical label; `drum_mix` is no class and vanishes."""
-    hits = events.hits_of(frame, "event", "session", "group", "is_synthetic").select(HIT_FIELDS)
+    fields = [pl.col("components").struct.field(name) for name in COMPONENT_FIELDS]
+    members = frame.select("event", "session", "group", "is_synthetic", "components")
+    hits = members.explode("components", empty_as_null=False, keep_nulls=False)
+    hits = hits.select("event", "session", "group", "is_synthetic", *fields)
     if hits["label"].null_count():
         hits = hits.filter(pl.col("label").is_not_null())
     canonical = {name: (taxonomy.canonical(name) or (name, None))[0] for name in hits["label"].unique()}
@@ -371,9 +376,27 @@ def _hits(frame: pl.DataFrame, taxonomy: Taxonomy) -> pl.DataFrame:
     return hits.filter(pl.col("label") != DRUM_MIX) if DRUM_MIX in canonical.values() else hits
 
 
-def _counts(table: pl.DataFrame, column: str) -> dict[str, int]:
+def _session_codes(frame: pl.DataFrame) -> pl.Series:
+    """A number for each row that rows of one session share [shape=(n,)]. Rows of a session mostly stand together: names are compared by run."""
+    starts = pl.Series(events.session_starts(frame))
+    code = frame.select(pl.struct(events.SESSION_KEY).filter(starts).rank("dense").cast(pl.UInt32)).to_series()
+    return code.gather(starts.cast(pl.UInt32).cum_sum() - 1)
+
+
+def _counts(values: pl.Series) -> dict[str, int]:
+    """How often each value occurs, the most frequent first; null is `unknown`."""
+    return _ordered(values.cast(pl.Categorical).value_counts(name="n").iter_rows())
+
+
+def _counts_of_runs(values: pl.Series) -> dict[str, int]:
+    """As `_counts`, for values that seldom change from row to row."""
+    runs = values.rle().struct.unnest().group_by("value").agg(pl.col("len").sum())
+    return _ordered(runs.iter_rows())
+
+
+def _ordered(counted: Iterable[tuple[Any, ...]]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for name, n in table[column].cast(pl.Categorical).value_counts().iter_rows():
+    for name, n in counted:
         shown = "unknown" if name is None else name
         counts[shown] = counts.get(shown, 0) + n
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -385,17 +408,20 @@ def _with_zeros(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, in
 
 def _with_rest(values: pl.Series, total: int) -> dict[str, int]:
     """Counts of values, and under `unknown` the rows that state none."""
-    counts = _counts(values.drop_nulls().rename("value").to_frame(), "value")
+    counts = _counts(values)
     rest = total - sum(counts.values())
     return counts | ({"unknown": counts.get("unknown", 0) + rest} if rest else {})
 
 
-def _extra(frame: pl.DataFrame, path: str) -> pl.Series:
-    """A field of `extras` as text, only where it is stated."""
+def _extra(rare: pl.DataFrame, path: str) -> pl.Series:
+    """A field of `extras` as text, only where it is stated, once for each event that states it.
+
+    rare : texts `extras`, and the number of events that hold each as `n`
+    """
     key = path.split(".")[0]
-    extras = frame["extras"].filter(frame["extras"] != "{}")
-    stated = extras.filter(extras.str.contains(f'"{key}"', literal=True))
-    return stated.str.json_path_match(f"$.{path}").drop_nulls()
+    stated = rare.filter(pl.col("extras").str.contains(f'"{key}"', literal=True))
+    found = stated.select("n", value=pl.col("extras").str.json_path_match(f"$.{path}")).drop_nulls("value")
+    return found.select(pl.col("value").repeat_by("n").list.explode(empty_as_null=False))["value"]
 
 
 def _in_order(labels: Collection[str], taxonomy: Taxonomy) -> list[str]:
@@ -463,7 +489,7 @@ def _technique_counts(frame: pl.DataFrame) -> dict[str, dict[str, int]]:
 
 def _crash_variants(hits: pl.DataFrame) -> dict[str, int]:
     crashes = hits.filter(pl.col("label").is_in(["crash", "crash2"]))
-    return dict(sorted(_counts(crashes, "label").items()))
+    return dict(sorted(_counts(crashes["label"]).items()))
 
 
 def _openness_conflicts(hits: pl.DataFrame) -> dict[str, int]:

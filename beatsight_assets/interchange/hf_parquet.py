@@ -17,7 +17,6 @@ import yaml
 
 from beatsight_assets.audio import write_wav
 from beatsight_assets.bundle.plan import SPLITS
-from beatsight_assets.errors import ConfigError
 from beatsight_assets.interchange.clips import Clips, Fact, Row, fact, samples_sha256
 from beatsight_assets.stages import Progress
 from beatsight_assets.store import Receipt, Store, printable
@@ -50,10 +49,8 @@ def _value(kind: str) -> dict[str, str]:
 
 def _schema(clips: Clips) -> Any:
     """The same as Arrow types, exactly those that `datasets` compares with: polars would write its large ones."""
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise ConfigError.missing_extra("pyarrow", "pip install 'beatsight-assets[hf]'") from error
+    import pyarrow as pa
+
     plain = {"string": pa.string(), "float32": pa.float32(), "float64": pa.float64(), "bool": pa.bool_()}
     columns = {
         "audio": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
@@ -67,12 +64,7 @@ def _schema(clips: Clips) -> Any:
 
 
 def write(files: Store, folder: Path, clips: Clips, progress: Progress) -> list[Receipt]:
-    """`data/<split>-00000-of-000NN.parquet` and README.md.
-
-    Raises
-    ------
-    ConfigError `missing-extra` : pyarrow is not installed
-    """
+    """`data/<split>-00000-of-000NN.parquet` and README.md."""
     schema = _schema(clips)
     made: list[Receipt] = []
     sizes: dict[str, tuple[int, int]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -123,14 +122,6 @@ def test_the_order_of_clips_is_keyed_and_does_not_depend_on_their_tables(lake: S
     assert samples[0] == samples[1]
     for kind in ("webdataset", "croissant", "lhotse"):
         convert(lake, kind, "other")
-
-
-def test_parquet_without_pyarrow_names_the_way_to_get_it(lake: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit 2 with the pip command, never a bare ImportError."""
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"pip install 'beatsight-assets\[hf\]'") as caught:
-        interchange.run(lake, InterchangeOptions(NAME, "hf-parquet"))
-    assert caught.value.exit_code == 2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves archives to the garbage collector
