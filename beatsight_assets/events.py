@@ -320,11 +320,7 @@ def assemble(source_set: str, batch: Sequence[tuple[Session, Hits]], taxonomy: T
             "instrument_variant": _gathered([v.variant for v in table], kept_voice),
         }
     )
-    components = (
-        hits.select(event=pl.Series(kept_event).set_sorted(), hit=pl.struct(pl.all()))
-        .group_by("event", maintain_order=True)
-        .agg("hit")["hit"]
-    )
+    components = in_lists(hits.to_struct("hit"), n_kept)
 
     def per_event(pick: Any, dtype: Any, missing: Any) -> NDArray[Any]:
         return _join(batch, pick, dtype, missing)[at]
@@ -779,10 +775,7 @@ def _json_of(values: pl.Series, name: str) -> pl.Series:
     if isinstance(values.dtype, pl.List):
         n_items = values.list.len().fill_null(0).to_numpy()
         items = _json_of(values.explode(empty_as_null=False, keep_nulls=False), name)
-        rows = pl.DataFrame({"row": np.repeat(np.arange(len(values)), n_items), "item": items})
-        joined = rows.group_by("row", maintain_order=True).agg(pl.col("item").str.join(","))["item"]
-        pool = pl.concat([pl.Series("item", [""], dtype=pl.String), joined]).rechunk()
-        inner = pool.gather(np.where(n_items > 0, np.cumsum(n_items > 0), 0))
+        inner = in_lists(items, n_items).list.join(",")
         return inner.to_frame("x").select(pl.concat_str(pl.lit("["), "x", pl.lit("]")))["literal"].set(values.is_null(), None)
     return values.cast(pl.String)  # whole numbers and truth values
 
@@ -1014,10 +1007,21 @@ def hits_of(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
 def with_hits(frame: pl.DataFrame, hits: pl.Series) -> pl.DataFrame:
     """Events with other component structs: as many as `frame["components"]` holds, in the same order."""
     n_hits = frame["components"].list.len().to_numpy()
-    event = np.repeat(np.arange(frame.height), n_hits)
-    lists = pl.DataFrame({"event": event, "hit": hits}).group_by("event", maintain_order=True).agg("hit")["hit"]
-    pool = pl.concat([pl.Series("hit", [[]], dtype=pl.List(COMPONENT_STRUCT)), lists.cast(pl.List(COMPONENT_STRUCT))]).rechunk()
-    return frame.with_columns(pool.gather(np.where(n_hits > 0, np.cumsum(n_hits > 0), 0)).alias("components"))
+    return frame.with_columns(in_lists(hits.cast(COMPONENT_STRUCT), n_hits).alias("components"))
+
+
+def in_lists(values: pl.Series, sizes: NDArray[np.integer[Any]]) -> pl.Series:
+    """Values in lists of `sizes` values each, in their order. Nothing is grouped or copied: lists are values and where each ends.
+
+    >>> in_lists(pl.Series([1, 2, 3]), np.array([2, 0, 1])).to_list()
+    [[1, 2], [], [3]]
+    """
+    import pyarrow as pa
+
+    ends = np.zeros(len(sizes) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    items = values.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
+    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(pl.Series(ends).to_arrow(), items)))
 
 
 def hits_with_onsets(frame: pl.DataFrame) -> pl.DataFrame:
@@ -1025,18 +1029,25 @@ def hits_with_onsets(frame: pl.DataFrame) -> pl.DataFrame:
 
     A hit's own onset is that of its event plus its entry of `offsets_us`, where the event has them.
     """
-    events = frame.filter(~pl.col("negative_example")).with_columns(offset_us=component_offsets_us())
-    rows = events.select("source_set", "session_id", "onset_time", "components", "offset_us")
+    events = frame.filter(~pl.col("negative_example"))
+    rows = events.select("source_set", "session_id", "onset_time", "components", offset_us=component_offsets_us(events))
     rows = rows.explode("components", "offset_us", empty_as_null=False, keep_nulls=False).unnest("components")
     return rows.with_columns(onset_s=((pl.col("onset_time") * 1e6).round() + pl.col("offset_us")) / 1e6).drop("onset_time", "offset_us")
 
 
-def component_offsets_us() -> pl.Expr:
+def component_offsets_us(frame: pl.DataFrame) -> pl.Series:
     """Offset of each component from its event's onset in microseconds, a list as long as `components`; from `extras.offsets_us`, else zeros."""
-    offsets = pl.col("extras").str.json_path_match("$.offsets_us")
-    told = offsets.str.strip_chars("[]").str.split(",").list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0))
-    fits = offsets.is_not_null() & (told.list.len() == pl.col("components").list.len())
-    return pl.when(fits).then(told).otherwise(pl.col("components").list.eval(pl.lit(0, dtype=pl.Int64)))
+    sizes = frame["components"].list.len().fill_null(0).to_numpy().astype(np.int64)
+    stated = frame["extras"].str.contains('"offsets_us"', literal=True).arg_true()  # one event in five; only these are parsed
+    texts = frame["extras"].gather(stated).str.json_path_match("$.offsets_us").str.strip_chars("[]").str.split(",")
+    told = texts.list.eval(pl.element().str.strip_chars().cast(pl.Int64, strict=False).fill_null(0))
+    fits = (told.list.len() == pl.Series(sizes[stated.to_numpy()])).fill_null(False)
+    event = stated.filter(fits).to_numpy()
+    first, n = (np.cumsum(sizes) - sizes)[event], sizes[event]
+    offsets = np.zeros(int(sizes.sum()), dtype=np.int64)
+    place = np.repeat(first - np.cumsum(n) + n, n) + np.arange(int(n.sum()))
+    offsets[place] = told.filter(fits).explode(empty_as_null=False, keep_nulls=False).to_numpy()
+    return in_lists(pl.Series(offsets), sizes)
 
 
 def label_counts(frame: pl.DataFrame) -> dict[str, int]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, InputError, StoreError
-from beatsight_assets.events import COMPONENT_STRUCT, DAY_S, EVENT_SCHEMA, REQUIRED, component_offsets_us, read_events
+from beatsight_assets.events import COMPONENT_STRUCT, DAY_S, EVENT_SCHEMA, REQUIRED, component_offsets_us, in_lists, read_events
 from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.stages import Progress, silent
@@ -412,10 +412,9 @@ class Planner:
 
     def _with_labels(self, frame: pl.DataFrame, counts: Counts) -> pl.DataFrame:
         """Target, hits of the window, and classes as positive, or masked, for every event of sorted recordings."""
+        sounding = frame.with_row_index("row").filter(~pl.col("negative_example") & (pl.col("mix_context") != "stem"))
         hits = (
-            frame.with_row_index("row")
-            .filter(~pl.col("negative_example") & (pl.col("mix_context") != "stem"))
-            .select("row", "recording", "onset_us", "components", offset_us=component_offsets_us())
+            sounding.select("row", "recording", "onset_us", "components", offset_us=component_offsets_us(sounding))
             .explode("components", "offset_us", empty_as_null=False, keep_nulls=False)
             .unnest("components")
             .filter(pl.col("label") != DRUM_MIX)
@@ -473,8 +472,8 @@ class Planner:
         component_idx = component_idx.set(component_idx < 0, None)
         return frame.with_columns(
             clip=_clip_names(frame["event_id"]),
-            target=_lists(own_rows, own.cast(TARGET_STRUCT), n),
-            hits=_lists(event, inside.cast(HIT_STRUCT), n),
+            target=in_lists(own.cast(TARGET_STRUCT), np.bincount(own_rows, minlength=n)),
+            hits=in_lists(inside.cast(HIT_STRUCT), size),
             labels=self._classes(target_bits),
             window_labels=self._classes(window_bits),
             masked=self._classes(mask_bits),
@@ -565,16 +564,6 @@ def _or_at(row: NDArray[np.int64], bits: NDArray[np.int64], n: int) -> NDArray[n
     return found
 
 
-def _lists(row: NDArray[np.int64], values: pl.Series, n: int) -> pl.Series:
-    """One list of values per row, empty where there are none; `row` is sorted."""
-    if not len(values):
-        return pl.Series([[]], dtype=pl.List(values.dtype)).gather(np.zeros(n, dtype=np.int64))
-    grouped = pl.DataFrame({"row": row, "value": values}).group_by("row", maintain_order=True).agg("value")
-    place = np.full(n, grouped.height, dtype=np.int64)
-    place[grouped["row"].to_numpy()] = np.arange(grouped.height)
-    return pl.concat([grouped["value"], pl.Series([[]], dtype=pl.List(values.dtype))]).gather(place)
-
-
 def _clip_names(ids: pl.Series) -> pl.Series:
     is_uuid = ids.str.contains(f"^{UUID_FORM.pattern}$")
     if is_uuid.all():
@@ -652,20 +641,27 @@ def canonical_rows(frame: pl.DataFrame) -> pl.Series:
 
 
 def _canonical_json(text: str) -> str:
-    def rounded(value: Any) -> Any:
+    """Keys sorted, at most six decimals, no nulls in objects: what reading and writing JSON lines makes of it."""
+
+    def without_nulls(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: rounded(v) for k, v in value.items() if v is not None}
-        if isinstance(value, list):
-            return [rounded(v) for v in value]
-        return round(value, 6) if isinstance(value, float) else value
+            return {k: without_nulls(v) for k, v in value.items() if v is not None}
+        return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_six_decimals)
     except ValueError as error:
         raise InputError(
             f"extras {store.printable(text)[:60]!r} is not JSON: {error}. Look for more: beatsight events validate", code="bad-manifest"
         ) from error
-    return json.dumps(rounded(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(without_nulls(value) if "null" in text else value)
+
+
+def _six_decimals(text: str) -> float:
+    return round(float(text), 6)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def content_digest(frame: pl.DataFrame) -> list[str]:
