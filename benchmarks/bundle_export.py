@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from beatsight_assets.settings import Settings
 
-CLIPS = 40_000
+CLIPS = 120_000
 BASELINE_CLIPS = 2_000
 SECONDS_PER_FILE = 120.0
 HITS_PER_S = 8.0

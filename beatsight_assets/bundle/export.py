@@ -577,7 +577,7 @@ def _seal(
     used = _used_splits(plan, sources.split_of)
     record = {**run, "mode": request.mode, "shards_made_again": done.reasons, "root_hits": dict(sorted(done.root_hits.items()))}
     settings.store.publish_json(_next_record(plan.folder), signed(record))  # before the seal, which counts what healed over all of them
-    marker = seal.seal(settings.store, plan, request.name, settings.layout.shown(manifest), view, used, run, healed)
+    marker = seal.seal(settings.store, plan, totals, request.name, settings.layout.shown(manifest), view, used, run, healed)
     metadata = store.read_json(plan.folder / "metadata.json")
     _publish_quarantine(settings, request.name, plan, totals)
     return Exported(

@@ -148,6 +148,7 @@ def broken_identities(plan: Plan, totals: Totals, found: Mapping[str, Any]) -> l
 def seal(
     files: Store,
     plan: Plan,
+    totals: Totals,
     name: str,
     manifest_name: str,
     view: View,
@@ -165,9 +166,8 @@ def seal(
 
     Raises
     ------
-    StoreError `shard-missing`; `counts-differ` : a sum does not hold, nothing is sealed
+    StoreError `counts-differ` : a sum does not hold, nothing is sealed
     """
-    totals = add_up(files, plan)
     found = statistics(plan, totals)
     problems = broken_identities(plan, totals, found)
     if problems:

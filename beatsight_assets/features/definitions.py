@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beatsight_assets.errors import ConfigError
-
-if TYPE_CHECKING:
-    from threadpoolctl import ThreadpoolController
+from beatsight_assets.workers import blas_on_one_thread
 
 BLOCK_FRAMES = (
     64  # frames per block of the transform: 64 x 2,048 float32 = 512 KiB stay in the second-level cache (512 frames are 20 % slower)
@@ -162,7 +160,7 @@ class FrameDefinition:
         used = slice(int(self.corners[0]), int(self.corners[-1]))
         window = (np.hanning(self.window_samples + 1)[:-1] * (4.0 / self.window_samples)).astype(np.float32)  # a full-scale sine peaks at 1
         out = np.empty((len(frames), self.n_bands), dtype=np.float32)
-        with _blas().limit(limits=1, user_api="blas"):  # more threads add in another order: other bytes, and slower on small blocks
+        with blas_on_one_thread():  # more threads add in another order: other bytes, and slower on small blocks
             for start in range(0, len(frames), BLOCK_FRAMES):
                 block = frames[start : start + BLOCK_FRAMES] * window
                 out[start : start + BLOCK_FRAMES] = np.abs(rfft(block, axis=1, overwrite_x=True)[:, used]) @ self.filterbank
@@ -294,7 +292,7 @@ class ClipDefinition:
         block = torch.empty(frames.shape)
         power, square = np.empty((2, n, self.n_frames, self.filterbank.shape[1]), dtype=np.float32)
         out = np.empty((len(clips), *self.shape), dtype=np.float32)
-        with _blas().limit(limits=1, user_api="blas"), _one_thread_of_torch():
+        with blas_on_one_thread(), _one_thread_of_torch():
             for start in range(0, len(clips), BATCH_CLIPS):
                 some = clips[start : start + BATCH_CLIPS]
                 m = len(some)
@@ -319,14 +317,6 @@ def _slaney_mel(hz: float) -> float:
 
 def _slaney_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(mel < 15.0, mel * (200.0 / 3.0), 1_000.0 * 6.4 ** ((mel - 15.0) / 27.0))
-
-
-@lru_cache(maxsize=1)
-def _blas() -> ThreadpoolController:
-    """The BLAS libraries of this process; finding them takes 3 ms, limiting them 14 us."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
 
 
 @contextmanager
