@@ -16,7 +16,7 @@ from beatsight_assets import clock, store
 from beatsight_assets.errors import BeatSightError, ConfigError, InputError, NothingToDo
 from beatsight_assets.settings import PROFILES, Settings, load_settings
 from beatsight_assets.stages import Progress, Report
-from beatsight_assets.verdict import shown
+from beatsight_assets.verdict import Verdict, shown
 from beatsight_assets.workers import DASK, require_kind
 
 if TYPE_CHECKING:
@@ -140,22 +140,26 @@ def text_of(report: Report) -> str:
     figures = [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:,.4g}" for k, v in report.figures.items()]
     lines += ["  " + "   ".join(figures[i : i + 6]) for i in range(0, min(len(figures), 18), 6)]
     for verdict in report.verdicts:
-        lines.append(f"  {verdict.gate:<14} {verdict.status.upper()}")
-        rules = [r for r in verdict.rules if not r.passed] if len(verdict.rules) > 12 else verdict.rules
-        for rule in rules:
-            mark = "waived" if rule.waived else "ok" if rule.passed else "FAIL" if rule.blocking else "warn"
-            lines.append(
-                f"    {mark:<6} {rule.name:<28} {shown(rule.value):>10}   limit {shown(rule.limit)}"
-                + ("" if rule.passed and not rule.waived else f"   {rule.detail}")
-            )
-        hidden = len(verdict.rules) - len(rules)
-        if hidden:
-            lines.append(f"    ok     {hidden} more rules")
-        lines += [f"    FAIL   {reason.code}: {reason.message}" for reason in verdict.reasons]
+        lines += verdict_lines(verdict)
     lines += [f"  -> {a.path}" + (f"  ({a.rows:,} rows)" if a.rows is not None else "") for a in report.outputs[:6]]
     if len(report.outputs) > 6:
         lines.append(f"  -> and {len(report.outputs) - 6} more files")
     return "\n".join(lines)
+
+
+def verdict_lines(verdict: Verdict) -> list[str]:
+    """A verdict as a person reads it; of many rules those that do not hold."""
+    lines = [f"  {verdict.gate:<14} {verdict.status.upper()}"]
+    rules = [r for r in verdict.rules if not r.passed] if len(verdict.rules) > 12 else verdict.rules
+    for rule in rules:
+        mark = "waived" if rule.waived else "ok" if rule.passed else "FAIL" if rule.blocking else "warn"
+        lines.append(
+            f"    {mark:<6} {rule.name:<28} {shown(rule.value):>10}   limit {shown(rule.limit)}"
+            + ("" if rule.passed and not rule.waived else f"   {rule.detail}")
+        )
+    if hidden := len(verdict.rules) - len(rules):
+        lines.append(f"    ok     {hidden} more rules")
+    return lines + [f"    FAIL   {reason.code}: {reason.message}" for reason in verdict.reasons]
 
 
 def manifest_path(settings: Settings, name: str) -> Path:

@@ -16,6 +16,7 @@ from beatsight_assets.cli.common import (
     manifest_target,
     other_target,
     read_manifest,
+    verdict_lines,
     write_manifest,
 )
 from beatsight_assets.errors import ConfigError, InputError, NothingToDo
@@ -403,21 +404,55 @@ def near_duplicates_command(session: Session, manifest: str | None, output: Path
     return 0
 
 
-@command("split", help="Assign every group to train, val or test: manifest/splits.parquet.")
+@command(
+    "split",
+    help="Assign every group to train, val or test: manifest/splits.parquet; or the groups of MANIFEST, into --output. With --check judge the table that is there.",
+)
+@click.argument("manifest", required=False)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--ratios", default="0.8,0.1,0.1", show_default=True, help="Shares of train, val and test.")
-def split_command(session: Session, seed: int, ratios: str) -> int:
-    from beatsight_assets.manifest.splits import SplitOptions, run
+@click.option("--ratios", help="Shares of train, val and test.  [default: 0.8,0.1,0.1; with --check those of the table]")
+@click.option("--check", "only_check", is_flag=True, help="Assign nothing: does the table still fit the manifest, and does nothing leak?")
+@click.option("--splits", "table", type=FILE, help="The table to check.  [default: manifest/splits.parquet]")
+@click.option("--output", type=FILE, help="File to write (.parquet), replaced whole; goes with MANIFEST.")
+def split_command(
+    session: Session, manifest: str | None, seed: int, ratios: str | None, only_check: bool, table: Path | None, output: Path | None
+) -> int:
+    from beatsight_assets.manifest import splits
+    from beatsight_assets.stages import read_receipt
+    from beatsight_assets.store import Store
 
+    settings = session.settings
+    is_own = manifest in (None, "annotated")
+    if (output is not None and (only_check or is_own)) or (table is not None and not only_check):
+        raise ConfigError("--output goes with MANIFEST, --splits with --check, and --check writes nothing", code="bad-option")
+    known = read_receipt(settings, splits.STAGE) if only_check and table is None else None
+    made_with = tuple(known.options["ratios"]) if known is not None else splits.RATIOS
+    options = splits.SplitOptions(seed=seed, ratios=made_with if ratios is None else _ratios(ratios))
+    if is_own and not only_check:
+        return finish(session, splits.run(settings, options, progress=session.progress))
+    path = manifest_path(settings, manifest or "annotated")
+    if only_check:
+        verdict = splits.check(settings, path, table or settings.layout.splits, options)
+        lines = []
+    else:
+        if output is None:
+            raise ConfigError("give --output FILE for the split table of MANIFEST, or --check", code="bad-option")
+        target = other_target(session, output, path)
+        found, verdict = splits.split_manifest(settings, path, options)
+        Store(target.parent, remember=False).publish_frame(target, found)
+        lines = [f"{found.height:,} groups", f"-> {output}"]
+    emit(session, verdict.to_json(), "\n".join([*verdict_lines(verdict), *lines]))
+    return 0 if verdict.passed else 1
+
+
+def _ratios(text: str) -> tuple[float, float, float]:
     try:
-        train, val, test = (float(r) for r in ratios.split(","))
+        train, val, test = (float(r) for r in text.split(","))
         if not (min(train, val, test) >= 0.0 and abs(train + val + test - 1.0) < 1e-6):
-            raise ValueError(ratios)
+            raise ValueError(text)
     except ValueError:
-        raise ConfigError(
-            f"--ratios is {ratios!r}; it must be three shares that sum to 1, such as 0.8,0.1,0.1", code="bad-option"
-        ) from None
-    return finish(session, run(session.settings, SplitOptions(seed=seed, ratios=(train, val, test)), progress=session.progress))
+        raise ConfigError(f"--ratios is {text!r}; it must be three shares that sum to 1, such as 0.8,0.1,0.1", code="bad-option") from None
+    return train, val, test
 
 
 @command("compare", help="What changed from BASELINE to CANDIDATE: events, sessions, components, techniques.")

@@ -11,6 +11,8 @@ from beatsight_assets.errors import BeatSightError, ConfigError
 from beatsight_assets.settings import Settings
 from beatsight_assets.stages import Report
 
+FILE = click.Path(path_type=Path)
+
 
 @command("list", help="Datasets the platform knows and which of them are present.")
 def list_command(session: Session) -> int:
@@ -74,12 +76,17 @@ def scan_command(session: Session, name: str, roots: tuple[Path, ...]) -> int:
 )
 @click.option("--inventory-only", is_flag=True, help="Of a multitrack archive write reports/ingest/<name>_inventory.jsonl and no events.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), help="Only the first N recordings, of an inventory N sessions: for a look, not for training."
+    *("--limit", "--max-files", "--max-sessions", "--max-tracks"),
+    "limit",
+    type=click.IntRange(min=1),
+    help="Only N recordings, of an inventory N sessions, chosen by --seed: for a look, not for training.",
 )
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --limit.")
 @click.option("--no-hash-audio", is_flag=True, help="Know audio by size and time of change: its sha256 in provenance stays empty.")
 @click.option("--output-events", type=click.Path(path_type=Path), help="Also write the events there, as .parquet or .jsonl.")
 @click.option("--output-provenance", type=click.Path(path_type=Path), help="Also write the provenance there, one JSON object per line.")
 @click.option("--license-ref", metavar="TEXT", help="Licence to note in provenance instead of the dataset's own.")
+@click.option("--techniques-file", type=FILE, help="Technique catalogue (YAML, JSON, text) instead of the configured one.")
 @click.option("--ingestion-version", metavar="TEXT", help="Your name for this reading: noted in provenance behind the version of the code.")
 def ingest_command(
     session: Session,
@@ -88,12 +95,15 @@ def ingest_command(
     roots: tuple[Path, ...],
     inventory_only: bool,
     limit: int | None,
+    seed: int,
     no_hash_audio: bool,
     output_events: Path | None,
     output_provenance: Path | None,
     license_ref: str | None,
+    techniques_file: Path | None,
     ingestion_version: str | None,
 ) -> int:
+    from beatsight_assets.manifest.techniques import read_names
     from beatsight_assets.sources import find_root, ingest, take_inventory
 
     settings = session.settings
@@ -104,20 +114,23 @@ def ingest_command(
             "name a dataset, or give --all with at least one raw folder present. See: beatsight source list", code="no-dataset"
         )
     settings = _with_roots(settings, names, roots)
+    technique_names = read_names(techniques_file) if techniques_file else None
     if (output_events or output_provenance) and len(names) != 1:
         raise ConfigError("--output-events and --output-provenance go with exactly one dataset", code="bad-option")
     targets = (output_events and manifest_target(session, output_events), output_provenance and settings.user_output(output_provenance))
 
     def step(name: str) -> Report:
         if inventory_only:
-            return take_inventory(settings, name, limit=limit, hash_audio=not no_hash_audio, progress=session.progress)
+            return take_inventory(settings, name, limit=limit, seed=seed, hash_audio=not no_hash_audio, progress=session.progress)
         return ingest(
             settings,
             name,
             limit=limit,
+            seed=seed,
             hash_audio=not no_hash_audio,
             license_ref=license_ref,
             ingestion_version=ingestion_version,
+            technique_names=technique_names,
             progress=session.progress,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -30,6 +31,7 @@ RATIOS = (0.8, 0.1, 0.1)
 AUDIO_NAME = r"(?i)\.(wav|flac|aiff?|ogg|mp3)$"  # every audio file of a session counts: raw recordings and mixes lie beside a stem
 MIDI_NAME = r"(?i)\.midi?$"
 SESSION = ("source_set", "session_id", "group_id")
+KEYS_SCHEMA = pl.Schema(dict.fromkeys((*SESSION, "kind", "key"), pl.String()))  # of `session_keys`
 LISTED_SESSIONS = 5  # of one repeated take
 LISTED = 50  # joined groups named in the receipt
 TAKE_FIELDS = (
@@ -324,6 +326,67 @@ def judge(
     )
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a manifest gives to split by.
+
+    groups : group_id, sources, events, sessions, by group_id; hints : official splits by group
+    keys : `content_keys` of its sessions; repeated : takes that are there more than once (`repeats`)
+    """
+
+    takes: Takes
+    groups: pl.DataFrame
+    hints: Mapping[str, Sequence[str]]
+    keys: pl.DataFrame
+    repeated: pl.DataFrame
+
+    @staticmethod
+    def of(manifest: Manifest, provenance: Sequence[Path], near: Path | None) -> Material:
+        """
+        Parameters
+        ----------
+        provenance : tables of its datasets; equal files and equal MIDI content are known from there
+        near : pairs of `near_duplicates`, which count as equal audio
+
+        Raises
+        ------
+        NothingToDo `no-events`
+        InputError `bad-manifest` : a hint is no split
+        """
+        if not manifest.n_rows:
+            raise NothingToDo("the manifest is empty", code="no-events")
+        takes = Takes.of(manifest)
+        groups = (
+            takes.rows.group_by("group_id")
+            .agg(
+                pl.col("split_hint").drop_nulls().unique().sort().alias("hints"),
+                pl.col("source_set").unique().sort().alias("source_sets"),
+                pl.col("events").sum(),
+                pl.struct("source_set", "session_id").n_unique().cast(pl.Int64).alias("sessions"),
+            )
+            .sort("group_id")
+        )
+        hints = dict(groups.select("group_id", "hints").iter_rows())
+        if strange := sorted({h for found in hints.values() for h in found} - set(SPLITS)):
+            raise InputError(f"split_hint {strange[0]!r} is not one of {', '.join(SPLITS)}", code="bad-manifest", where=manifest.where)
+        sessions = takes.rows.select(*SESSION, "audio_path", "midi_path").unique()
+        columns = ["source_set", "session_id", "hashes", "facts"]
+        tables = [pl.read_parquet(path, columns=columns) for path in provenance]
+        held = [session_keys(pl.concat(tables, how="vertical_relaxed"), sessions)] if tables else []
+        if near:
+            alike = near_duplicates.content_keys(pl.read_parquet(near)).join(sessions, on=SESSION, how="semi")
+            held.append(alike.select(KEYS_SCHEMA.names()))
+        keys = pl.concat([pl.DataFrame(schema=KEYS_SCHEMA), *held])
+        return Material(takes, groups, hints, content_keys(keys), repeats(keys))
+
+    def table(self, options: SplitOptions) -> tuple[pl.DataFrame, dict[str, Assignment]]:
+        """The split table (SPLITS_SCHEMA), and why each group is where it is."""
+        found = assign(self.hints, _links(self.keys), seed=options.seed, ratios=options.ratios)
+        columns = {"split": [found[g].split for g in self.hints], "reason": [found[g].reason for g in self.hints]}
+        table = pl.DataFrame({**self.groups.select("group_id", "source_sets", "events", "sessions").to_dict(), **columns})
+        return table.select(pl.col(c).cast(t) for c, t in SPLITS_SCHEMA.items()), found
+
+
 def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress: Progress = silent) -> Report:
     """manifest/annotated.parquet, and manifest/near_duplicates.parquet where it is there -> manifest/splits.parquet, judged as gate `splits`.
 
@@ -339,56 +402,18 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
     if not layout.annotated.is_file():
         raise InputError("file does not exist. Run: beatsight events annotate", code="missing-input", where=layout.rel(layout.annotated))
     manifest = Manifest(layout.annotated)
-    sources = sorted({name for piece in manifest.pieces(["source_set"]) for name in piece["source_set"].unique()})
-    provenance_paths = [layout.provenance(name) for name in sources]
+    provenance_paths = [layout.provenance(name) for name in _sources_of(manifest)]
     near = layout.near_duplicates if layout.near_duplicates.is_file() else None
     limits = settings.gates.splits.model_dump()
     taxonomy = Taxonomy.load(settings)
-    view = taxonomy.view(limits.get("view", "drums18"))
 
     def work() -> Outcome:
-        if not manifest.n_rows:
-            raise NothingToDo("the annotated table is empty", code="no-events")
         progress(f"splitting {manifest.n_rows:,} events")
-        takes = Takes.of(manifest)
-        groups = (
-            takes.rows.group_by("group_id")
-            .agg(
-                pl.col("split_hint").drop_nulls().unique().sort().alias("hints"),
-                pl.col("source_set").unique().sort().alias("source_sets"),
-                pl.col("events").sum(),
-                pl.struct("source_set", "session_id").n_unique().cast(pl.Int64).alias("sessions"),
-            )
-            .sort("group_id")
-        )
-        hints = dict(groups.select("group_id", "hints").iter_rows())
-        strange = sorted({h for found in hints.values() for h in found} - set(SPLITS))
-        if strange:
-            raise InputError(
-                f"split_hint {strange[0]!r} is not one of {', '.join(SPLITS)}", code="bad-manifest", where=layout.rel(layout.annotated)
-            )
-        provenance = pl.concat(
-            [pl.read_parquet(p, columns=["source_set", "session_id", "hashes", "facts"]) for p in provenance_paths], how="vertical_relaxed"
-        )
-        sessions = takes.rows.select(*SESSION, "audio_path", "midi_path").unique()
-        held = session_keys(provenance, sessions)
-        if near:
-            alike = near_duplicates.content_keys(pl.read_parquet(near)).join(sessions, on=SESSION, how="semi")
-            held = pl.concat([held, alike.select(held.columns)])
-        keys, repeated = content_keys(held), repeats(held)
-        found = assign(hints, _links(keys), seed=options.seed, ratios=options.ratios)
-        table = pl.DataFrame(
-            {
-                **groups.select("group_id", "source_sets", "events", "sessions").to_dict(),
-                "split": [found[g].split for g in hints],
-                "reason": [found[g].reason for g in hints],
-            }
-        ).select(pl.col(c).cast(t) for c, t in SPLITS_SCHEMA.items())
+        material = Material.of(manifest, provenance_paths, near)
+        table, found = material.table(options)
         settings.store.publish_frame(layout.splits, table, metadata={"schema": "beatsight.splits/1", "seed": str(options.seed)})
-        figures = measure(takes, table, keys, view)
-        artifact = Artifact("splits", layout.rel(layout.splits), settings.store.sha256(layout.splits), table.height)
-        verdict = judge(figures, limits, ratios=options.ratios, inputs=(artifact,), profile=settings.profile)
-        conflicts = [(g, h) for g, h in hints.items() if len(h) > 1]
+        figures, verdict = _judged(settings, material, table, options.ratios, layout.splits)
+        conflicts = [(g, h) for g, h in material.hints.items() if len(h) > 1]
         joined = sorted({a.joined_with for a in found.values() if a.joined_with})
         per_split = table.group_by("split").agg(pl.len(), pl.col("sessions").sum(), pl.col("events").sum())
         shares = {s: (n, sessions, n_events) for s, n, sessions, n_events in per_split.iter_rows()}
@@ -400,8 +425,8 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
                 **{f"events_{s}": n for s, n in figures.n_events.items()},
                 "split_conflict": len(conflicts),
                 "joined_groups": sum(len(j) for j in joined),
-                "repeated_content": repeated.height,
-                "repeated_across_datasets": repeated.filter(pl.col("source_sets").list.len() > 1).height,
+                "repeated_content": material.repeated.height,
+                "repeated_across_datasets": material.repeated.filter(pl.col("source_sets").list.len() > 1).height,
                 "drummers_in_two_splits": figures.drummers_in_two_splits,
                 "kits_in_two_splits": figures.kits_in_two_splits,
             },
@@ -409,7 +434,7 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
                 "joined": [{"groups": list(j), "split": found[j[0]].split} for j in joined[:LISTED]],
                 "repeated": [
                     {"kind": kind, "sessions": names[:LISTED_SESSIONS], "n_sessions": len(names), "groups": in_groups}
-                    for kind, names, in_groups in repeated.head(LISTED).select("kind", "sessions", "groups").iter_rows()
+                    for kind, names, in_groups in material.repeated.head(LISTED).select("kind", "sessions", "groups").iter_rows()
                 ],
                 "conflicting_hints": {g: {"hints": h, "split": found[g].split} for g, h in conflicts[:LISTED]},
                 "synthetic_share": dict(figures.synthetic_share),
@@ -431,6 +456,56 @@ def run(settings: Settings, options: SplitOptions = SplitOptions(), *, progress:
         ],
         work=work,
     )
+
+
+def split_manifest(settings: Settings, manifest: Path, options: SplitOptions = SplitOptions()) -> tuple[pl.DataFrame, Verdict]:
+    """The split table of any manifest and its verdict; nothing is written. Datasets without provenance are split by hints and groups alone.
+
+    Raises
+    ------
+    as `run`
+    """
+    material = _material(settings, manifest)
+    table, _ = material.table(options)
+    return table, _judged(settings, material, table, options.ratios, None)[1]
+
+
+def check(settings: Settings, manifest: Path, table_path: Path, options: SplitOptions = SplitOptions()) -> Verdict:
+    """The gate `splits` on a table that lies there, against the manifest as it is now; nothing is assigned and nothing is written.
+
+    Raises
+    ------
+    InputError `missing-input`; `bad-metadata` : the table holds no group_id and split
+    as `Material.of`
+    """
+    if not table_path.is_file():
+        raise InputError(
+            "there is no split table. Run: beatsight events split", code="missing-input", where=settings.layout.shown(table_path)
+        )
+    try:
+        table = pl.read_parquet(table_path, columns=["group_id", "split"]).cast(pl.String)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"is no split table: {error}", code="bad-metadata", where=settings.layout.shown(table_path)) from error
+    return _judged(settings, _material(settings, manifest), table, options.ratios, table_path)[1]
+
+
+def _material(settings: Settings, path: Path) -> Material:
+    manifest, layout = Manifest(path), settings.layout
+    provenance = [p for p in map(layout.provenance, _sources_of(manifest)) if p.is_file()]
+    return Material.of(manifest, provenance, layout.near_duplicates if layout.near_duplicates.is_file() else None)
+
+
+def _sources_of(manifest: Manifest) -> list[str]:
+    return sorted({name for piece in manifest.pieces(["source_set"]) for name in piece["source_set"].unique()})
+
+
+def _judged(
+    settings: Settings, material: Material, table: pl.DataFrame, ratios: Sequence[float], path: Path | None
+) -> tuple[SplitFigures, Verdict]:
+    limits = settings.gates.splits.model_dump()
+    figures = measure(material.takes, table, material.keys, Taxonomy.load(settings).view(limits.get("view", "drums18")))
+    inputs = (Artifact("splits", settings.layout.shown(path), settings.store.sha256(path), table.height),) if path else ()
+    return figures, judge(figures, limits, ratios=ratios, inputs=inputs, profile=settings.profile)
 
 
 def _links(keys: pl.DataFrame) -> list[tuple[str, str]]:

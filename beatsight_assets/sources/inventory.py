@@ -19,6 +19,7 @@ from beatsight_assets.sources.names import NameRules, label_of, rules_of
 from beatsight_assets.sources.trees import Tree
 from beatsight_assets.sources.types import AUDIO_SUFFIXES, SourceModule
 from beatsight_assets.stages import Outcome
+from beatsight_assets.units import keyed_order
 
 SHOWN = 20
 Row = dict[str, Any]
@@ -31,12 +32,19 @@ def folder_rule(module: SourceModule) -> FolderRule | None:
 
 
 def list_sessions(
-    settings: Settings, folder_of: FolderRule, options: Mapping[str, Any], trees: Sequence[Tree], *, hash_audio: bool, limit: int | None
+    settings: Settings,
+    folder_of: FolderRule,
+    options: Mapping[str, Any],
+    trees: Sequence[Tree],
+    *,
+    hash_audio: bool,
+    limit: int | None,
+    seed: int = 0,
 ) -> list[Row]:
     """`{session_id, root, stems: [{path, label, rule, seconds, sha256}]}` of every session folder of every root, by root and path.
 
     `label` is null for what is no drum; `rule` then says why: `not_drums: <word>`, `unknown-label` or `ambiguous-file-name: <words>`.
-    `seconds` is null where no header can be read, `sha256` under `--no-hash-audio`. `limit` : only the first sessions of each root
+    `seconds` is null where no header can be read, `sha256` under `--no-hash-audio`. `limit` : only so many sessions of each root, chosen by `seed`
     """
     rules = rules_of(options)
     rows: list[Row] = []
@@ -44,7 +52,8 @@ def list_sessions(
         sessions: dict[str, list[str]] = {}
         for path in tree.candidates(AUDIO_SUFFIXES)[0]:
             sessions.setdefault(folder_of(path, rules) or path, []).append(path)
-        chosen = sorted(sessions.items(), key=lambda s: s[0].encode())[:limit]
+        names = sorted(sessions, key=lambda folder: keyed_order(seed, folder))[:limit]
+        chosen = [(folder, sessions[folder]) for folder in sorted(names, key=str.encode)]
         paths = [path for _, files in chosen for path in files]
         digests = settings.store.sha256_all([tree.root / p for p in paths]) if hash_audio else [None] * len(paths)
         sha256 = {p: d if isinstance(d, str) else None for p, d in zip(paths, digests, strict=True)}

@@ -14,7 +14,7 @@ import importlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -37,6 +37,7 @@ from beatsight_assets.sources.trees import FileState, Tree, find_roots
 from beatsight_assets.sources.types import AUDIO_SUFFIXES, Reading, Recording, Rejected, Skipped, Source, SourceModule
 from beatsight_assets.stages import Outcome, Progress, Report, Table, is_intact, read_receipt, run_stage, silent
 from beatsight_assets.taxonomy import Taxonomy
+from beatsight_assets.units import keyed_order
 from beatsight_assets.verdict import Artifact, Reason, Rule, Verdict
 
 VERSION = "2"
@@ -177,19 +178,22 @@ def ingest(
     name: str,
     *,
     limit: int | None = None,
+    seed: int = 0,
     hash_audio: bool = True,
     license_ref: str | None = None,
     ingestion_version: str | None = None,
+    technique_names: Collection[str] | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Raw files of one dataset -> events, provenance, quarantine and an ingest report, with the dataset's gates judged.
 
     Parameters
     ----------
-    limit : only the first recordings of the scan: for a look, never green
+    limit : only so many recordings, chosen by `seed`: for a look, never green
     hash_audio : without it audio is known by size and time of change, and its sha256 in provenance is null
     license_ref : licence in provenance instead of the source's own
     ingestion_version : the user's name for this reading, in provenance behind the version of the code
+    technique_names : what events may be tagged with (rule `schema`); None = the configured catalogue
 
     Raises
     ------
@@ -198,12 +202,14 @@ def ingest(
     StoreError `io-error` : a raw folder cannot be listed
     """
     source_set, config = settings.dataset(name)
-    work, meaning = _prepare(
-        settings, source_set, limit=limit, hash_audio=hash_audio, license_ref=license_ref, ingestion_version=ingestion_version
-    )
+    work, meaning = _prepare(settings, source_set, hash_audio=hash_audio, license_ref=license_ref, ingestion_version=ingestion_version)
+    work.limit, work.seed = limit, seed
+    if technique_names is not None:
+        work.technique_names = frozenset(technique_names)
     options = meaning | {
         "listing": [t.digest for t in (*work.trees, *work.companions)],
-        "limit": limit,
+        "limit": limit if limit is None else [limit, seed],
+        "techniques": sorted(work.technique_names),
         "max_reject_rate": config.max_reject_rate,
     }
     return run_stage(
@@ -212,13 +218,13 @@ def ingest(
 
 
 def take_inventory(
-    settings: Settings, name: str, *, limit: int | None = None, hash_audio: bool = True, progress: Progress = silent
+    settings: Settings, name: str, *, limit: int | None = None, seed: int = 0, hash_audio: bool = True, progress: Progress = silent
 ) -> Report:
     """Every track of a multitrack archive over all its roots, without reading a row of events; `ingest` writes the same list.
 
     Parameters
     ----------
-    limit : only the first sessions of each root
+    limit : only so many sessions of each root, chosen by `seed`
 
     Raises
     ------
@@ -232,10 +238,10 @@ def take_inventory(
 
     def made() -> Outcome:
         progress(f"{source_set}: listing {sum(len(tree.files) for tree in work.trees):,} files below {len(work.trees)} root(s)")
-        rows = inventory.list_sessions(settings, folder_of, work.options, work.trees, hash_audio=hash_audio, limit=limit)
+        rows = inventory.list_sessions(settings, folder_of, work.options, work.trees, hash_audio=hash_audio, limit=limit, seed=seed)
         return inventory.outcome(settings, source_set, rows)
 
-    options = {**meaning, "listing": [t.digest for t in work.trees], "limit": limit}
+    options = {**meaning, "listing": [t.digest for t in work.trees], "limit": limit if limit is None else [limit, seed]}
     return run_stage(settings, "inventory", partition=source_set, version=VERSION, options=options, parents=(), work=made)
 
 
@@ -243,7 +249,6 @@ def _prepare(
     settings: Settings,
     source_set: str,
     *,
-    limit: int | None = None,
     hash_audio: bool = True,
     license_ref: str | None = None,
     ingestion_version: str | None = None,
@@ -280,7 +285,7 @@ def _prepare(
         "license_ref": license_ref,
         "ingestion_version": ingestion_version,
     }
-    return _Ingest(settings, source_set, module, taxonomy, read_options, trees, companions, meaning, limit), meaning
+    return _Ingest(settings, source_set, module, taxonomy, read_options, trees, companions, meaning), meaning
 
 
 def _companions(module: SourceModule, roots: Sequence[Path]) -> list[Tree]:
@@ -342,11 +347,13 @@ class _Ingest:
         trees: Sequence[Tree],
         companions: Sequence[Tree],
         meaning: Mapping[str, Any],
-        limit: int | None,
     ) -> None:
         self.settings, self.source_set, self.module, self.taxonomy = settings, source_set, module, taxonomy
         self.config, self.options = settings.datasets[source_set], options
-        self.trees, self.companions, self.meaning, self.limit = trees, companions, meaning, limit
+        self.trees, self.companions, self.meaning = trees, companions, meaning
+        self.limit: int | None = None
+        self.seed = 0
+        self.technique_names = frozenset(technique.id for technique in settings.techniques.techniques)
         self.digests: dict[Place, str | BeatSightError | None] = {}
         self.fresh: list[bytes] = []  # provenance rows of each frame, compressed: a fifth of the memory
         self.kept_sessions: list[str] = []
@@ -486,7 +493,10 @@ class _Ingest:
         if not found.items and not found.rejected:
             raise NothingToDo(self.nothing_there(found), code="no-recordings")
         progress(f"{self.source_set}: {len(found.items):,} recordings listed, {len(found.rejected):,} refused while listing")
-        items = sorted(found.items if self.limit is None else found.items[: self.limit], key=lambda i: i.session_id)
+        items = sorted(found.items, key=lambda i: i.session_id)
+        if self.limit is not None:
+            chosen = sorted(items, key=lambda i: keyed_order(self.seed, i.session_id))[: self.limit]
+            items = sorted(chosen, key=lambda i: i.session_id)
         self.digest_files(sorted({p for item in items for p in item.places}))
         unreadable = [(item, bad) for item in items if (bad := self._unreadable(item)) is not None]
         found.rejected += [bad for _, bad in unreadable]
@@ -708,7 +718,9 @@ class _Ingest:
         )
         if (folder_of := inventory.folder_rule(self.module)) is not None:
             hash_audio = bool(self.meaning["hash_audio"])
-            rows = inventory.list_sessions(settings, folder_of, self.options, self.trees, hash_audio=hash_audio, limit=self.limit)
+            rows = inventory.list_sessions(
+                settings, folder_of, self.options, self.trees, hash_audio=hash_audio, limit=self.limit, seed=self.seed
+            )
             outputs.append(inventory.publish(settings, self.source_set, rows))
         figures["yardstick_events"] = _yardstick(settings, self.source_set, tally.n_events)
         verdict = self._judge(found, provenance, figures, issues, note_ons, damaged, unexplained if self.limit is None else [], outputs)
@@ -736,6 +748,7 @@ class _Ingest:
         n_files = max(1, len(found.candidates))
         share = len(damaged) / n_files
         most_refused = self.config.max_reject_rate
+        strangers = {name: n for name, n in sorted(tally.techniques.items()) if name not in self.technique_names}
         n_repeated = tally.n_repeated_ids(settings.layout.events(self.source_set))
         n_without = max(tally.n_strangers, tally.n_sessions - provenance["session_id"].n_unique())
         n_unknown = sum(n for label, n in tally.labels.items() if self.taxonomy.canonical(label) is None)
@@ -759,9 +772,13 @@ class _Ingest:
         rules = (
             Rule.at_most(
                 "schema",
-                float(sum(tally.broken.values())),
+                float(sum(tally.broken.values()) + sum(strangers.values())),
                 0.0,
-                "; ".join(f"{v.rule} at {v.event_id}" for v in tally.violations[:3]) or "every row keeps the schema",
+                "; ".join(
+                    [f"{v.rule} at {v.event_id}" for v in tally.violations[:3]]
+                    + [f"technique {name} of {n:,} events is not in the catalogue" for name, n in list(strangers.items())[:3]]
+                )
+                or "every row keeps the schema",
             ),
             Rule.at_most("event_ids_unique", float(n_repeated), 0.0, "repeated event ids"),
             Rule(

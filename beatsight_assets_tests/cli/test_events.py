@@ -318,3 +318,30 @@ def test_imported_labels_are_grouped_by_their_audio(tmp_path: Path, ran: Ran) ->
     assert one["group_id"].to_list() == two["group_id"].to_list() and one["group_id"][0].startswith("audio:")
     assert one["session_id"].to_list() == ["one.wav"] * 2 and one["onset_time"].to_list() == [0.5, 1.000001]
     assert [c[0]["label"] for c in one["components"].to_list()] == ["snare", "kick"]
+
+
+def test_split_of_a_named_manifest_and_its_check(tmp_path: Path, ran: Ran) -> None:
+    """T129: the groups of any manifest into --output; --check judges a table that lies there, writes nothing, and names what does not hold."""
+    rows = [event(0.1 * i, "kick", session=f"{i}.mid", group_id=f"g{i}", split_hint=("test" if i == 3 else None)) for i in range(40)]
+    source, table = manifest(tmp_path / "in.parquet", *rows), tmp_path / "splits.parquet"
+    code, found = ran("split", source, "--output", table)
+    assert code == 0 and found["gate"] == "splits"
+    made = dict(pl.read_parquet(table).select("group_id", "split").iter_rows())
+    assert made["g3"] == "test" and set(made) == {f"g{i}" for i in range(40)}
+    before = table.read_bytes()
+    code, found = ran("split", source, "--check", "--splits", table)
+    assert code == 0 and found["status"] == "pass" and table.read_bytes() == before
+    pl.read_parquet(table).with_columns(split=pl.when(pl.col("group_id") == "g3").then(pl.lit("train")).otherwise("split")).head(
+        39
+    ).write_parquet(table)
+    code, found = ran("split", source, "--check", "--splits", table)
+    failed = {
+        r["name"]: r["value"] for r in found["rules"] if not r["passed"] and not r["name"].startswith(("split_share", "class_present"))
+    }
+    assert code == 1 and failed == {"official_split_respected": 1.0, "unassigned_events": 1.0}
+    (tmp_path / "no.parquet").write_bytes(b"PAR1")
+    assert ran("split", source, "--check", "--splits", tmp_path / "no.parquet")[0] == 3
+    assert "beatsight events split" in ran("split", source, "--check")[1]["error"]
+    for wrong in (["--output", table, "--check"], [], ["--output", source], ["--splits", table]):
+        assert ran("split", source, *wrong)[0] == 2
+    assert ran("split", "--output", table)[0] == 2

@@ -153,6 +153,21 @@ def test_techniques_tag_the_snare_events_inside(tmp_path: Path) -> None:
     assert json.loads(frame["extras"][0])["annotation_history"] == ["snare_strokes"]
 
 
+def test_a_technique_outside_the_catalogue_breaks_the_schema(settings: Settings) -> None:
+    """`--techniques-file`: the rule `schema` names the technique and its events; the configured catalogue knows what ENST says."""
+    root = settings.layout.raw("enst_drums")
+    write_piece(root, "drummer_1", SALSA, [(0.51, "sd"), (0.7, "sd"), (2.0, "bd")], channels=())
+    put(root, "Testing_set/drummer_1/107_min.txt", techniques([(0.5, 2, 0.3, "roll")]))
+    rules = []
+    for names in (None, ["drag", "flam"]):
+        verdict = ingest(settings, "enst", technique_names=names).verdict("ingest")
+        assert verdict is not None
+        rules.append(verdict.rule("schema"))
+    known, unknown = rules
+    assert known is not None and known.passed
+    assert unknown is not None and not unknown.passed and unknown.value == 2.0 and "technique roll of 2 events" in unknown.detail
+
+
 @pytest.mark.parametrize(
     ("onsets", "is_tagged"),
     [

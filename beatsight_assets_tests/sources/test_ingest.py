@@ -16,6 +16,7 @@ from beatsight_assets.errors import ConfigError, InputError, NothingToDo
 from beatsight_assets.settings import Settings
 from beatsight_assets.sources import Recording, pipeline, rendered
 from beatsight_assets.taxonomy import Taxonomy
+from beatsight_assets.units import keyed_order
 
 HEADER = "take_id,midi_filename,audio_filename,kit_id,group,split,mix_context\n"
 
@@ -292,6 +293,19 @@ def test_a_limited_read_is_red(settings: Settings, demo: Path) -> None:
     assert verdict is not None
     rule = verdict.rule("complete")
     assert rule is not None and not rule.passed and not report.passed
+
+
+def test_a_limited_read_is_a_keyed_sample(settings: Settings, demo: Path) -> None:
+    """`--limit N --seed S` takes the N smallest of sha256(seed:session): more of one seed keeps what fewer took, another seed takes others."""
+
+    def sessions(limit: int, seed: int) -> set[str]:
+        sources.ingest(settings, "demo", limit=limit, seed=seed)
+        return set(events.read_events(settings.layout.events("beatsight_demo"))["session_id"].unique())
+
+    every = sessions(1_000, 0)
+    drawn = {(n, seed): sessions(n, seed) for n in (1, 2) for seed in range(4)}
+    assert all(found == set(sorted(every, key=lambda s: keyed_order(seed, s))[:n]) for (n, seed), found in drawn.items())
+    assert len({frozenset(drawn[1, seed]) for seed in range(4)}) > 1
 
 
 def test_a_loss_stays_visible_until_it_is_made_good(settings: Settings, demo: Path) -> None:
