@@ -201,6 +201,9 @@ def open_bundle(folder: Path) -> Bundle:
             continue  # a writer swapped the bundle between the two files
         if marker is not None and plan is not None and marker.get("plan_sha256") == plan.sha256:
             return Bundle(plan, marker, before)
+        if before is None and not folder.is_dir():
+            made = f"there is no bundle {folder.name}. Run: beatsight bundle export {folder.name}"
+            raise BundleIncomplete(made, code="bundle-incomplete", where=where)
         if before is None:
             raise BundleIncomplete(f"bundle {folder.name} is not finished. {again}", code="bundle-incomplete", where=where)
         what = "BUNDLE.json" if marker is None else "plan.json"

@@ -48,6 +48,7 @@ COLUMNS = (
     "context_ms",
     "extras",
 )
+SHOWN_EXAMPLES = 5  # recordings without audio on a screen; the report holds 20
 CSV_HEADER = "category,source_set,clips,seconds,formatted_duration"
 FORMULA = ("=", "+", "-", "@")
 
@@ -108,7 +109,11 @@ class Verified:
         found = self.to_json()
         seconds = found["expected_seconds_by_source"]
         sources = tuple((source, n, seconds[source], formatted_duration(seconds[source])) for source, n in sorted(self.planned.items()))
-        missing = tuple((f"{e['source_set']}/{e['audio_path']}", e["reason"], "; ".join(e["tried"])) for e in self.examples)
+        missing = tuple(
+            (f"{e['source_set']}/{e['audio_path']}", e["reason"], tried) if n == 0 else ("", "", tried)
+            for e in self.examples[:SHOWN_EXAMPLES]
+            for n, tried in enumerate(e["tried"] or [""])
+        )
         return [
             ("Totals", Table(("", ""), tuple(found["statistics"].items()))),
             ("Sources", Table(("source", "clips", "seconds", "duration"), sources)),

@@ -17,6 +17,7 @@ from beatsight_assets.checklist import smoke
 from beatsight_assets.checklist.smoke import SmokeOptions
 from beatsight_assets.checklist.steps import Step, of_reports, run_steps, run_tests
 from beatsight_assets.errors import ConfigError
+from beatsight_assets.events import Manifest
 from beatsight_assets.health import report as health
 from beatsight_assets.manifest import integrity
 from beatsight_assets.settings import Settings
@@ -35,7 +36,7 @@ STEPS = ("sync", "health", "snapshot", "tests", "cache", "train", "evaluate", "a
 
 
 def pre_export(settings: Settings, options: SmokeOptions, *, keep_going: bool = False, progress: Progress = silent) -> dict[str, Any]:
-    """Raw files, verdicts, audio of every event, a smoke run; reports/bundle/preflight/pre_export.json.
+    """Raw files of the datasets that the manifest holds, verdicts, audio of every event, a smoke run; reports/bundle/preflight/pre_export.json.
 
     Raises
     ------
@@ -44,7 +45,11 @@ def pre_export(settings: Settings, options: SmokeOptions, *, keep_going: bool = 
     options = smoke.from_environment(settings, options)
 
     def raw() -> tuple[bool, Any]:
-        wanted = [integrity.IntegrityOptions(name, True, max_checks=MAX_CHECKS) for name in integrity.chosen_datasets(settings, ())]
+        manifest = options.manifest or settings.layout.annotated
+        used = {name for piece in Manifest(manifest).pieces(["source_set"]) for name in piece["source_set"].unique()}
+        known = integrity.chosen_datasets(settings, ())
+        names = [name for name in known if name in used] or known
+        wanted = [integrity.IntegrityOptions(name, True, max_checks=MAX_CHECKS) for name in names]
         return of_reports(*(integrity.run(settings, one, progress=progress) for one in wanted))
 
     def verdicts() -> tuple[bool, Any]:

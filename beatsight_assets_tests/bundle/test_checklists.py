@@ -64,6 +64,13 @@ def test_before_an_export_everything_is_looked_at(only_demo: Settings, beatsight
     assert list(only_demo.layout.at("bundles").iterdir()) == []
 
 
+def test_datasets_that_the_manifest_does_not_hold_do_not_stop_an_export(made: Settings, beatsight: Beatsight) -> None:
+    """With every dataset of the shipped configuration enabled and only the demo there, the raw step looks at the demo alone."""
+    found = json.loads(beatsight("checklist", "pre-export", "--limit", "20", "--json").out)
+    assert statuses(found)["raw_integrity"] == "pass" and len(found["steps"][0]["report"]) > 0
+    assert "groove" not in json.dumps(found["steps"][0])
+
+
 @pytest.mark.parametrize("gate", ["manifest_health", "splits"])
 def test_a_missing_or_stale_verdict_is_red(only_demo: Settings, beatsight: Beatsight, gate: str) -> None:
     """Without a receipt, or with one about another manifest, or by other limits, nothing is exported; the step that makes it is named."""

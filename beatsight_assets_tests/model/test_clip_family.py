@@ -262,7 +262,7 @@ def test_family_and_bundle_go_together(shared: Settings, capsys: pytest.CaptureF
     root = ["--data-root", str(shared.layout.root), "--profile", "demo"]
     with pytest.raises(SystemExit) as ended:
         cli.main([*root, "model", "train", "--preset", "clip_demo", "--bundle", "absent", "--device", "cpu"])
-    assert ended.value.code == 1 and "bundle absent is not finished" in capsys.readouterr().err
+    assert ended.value.code == 1 and "there is no bundle absent. Run: beatsight bundle export absent" in capsys.readouterr().err
     assert not shared.layout.runs.exists()
 
 
