@@ -233,14 +233,14 @@ def _verify(session: Session, request: Any, probe: str, summary_json: Path | Non
 
 
 @command("plan", help="Which clips NAME would hold, and how much room they take; the files of the plan are kept for the export.")
-@click.argument("name")
+@click.argument("name", required=False)
 @click.argument("manifest", required=False)
-@click.option("--estimate", is_flag=True, help="Only print sizes; write nothing.")
+@click.option("--estimate", is_flag=True, help="Only print sizes; write nothing. NAME may be left out.")
 @audio_options
 @_content_options
 def plan_command(
     session: Session,
-    name: str,
+    name: str | None,
     manifest: str | None,
     estimate: bool,
     audio_root: str | None,
@@ -251,11 +251,13 @@ def plan_command(
     from beatsight_assets.bundle import verify
     from beatsight_assets.bundle.export import BundleRequest
 
+    if name is None and not estimate:
+        raise ConfigError("name the bundle to plan, or give --estimate", code="missing-argument")
     request = BundleRequest(
-        name=name,
+        name=name or "estimate",
         manifest=manifest_path(session.settings, manifest) if manifest else None,
         content=_given(session, content),
-        mode="resume" if session.settings.layout.bundle(name).exists() else "new",
+        mode="resume" if name is not None and session.settings.layout.bundle(name).exists() else "new",
         audio_root=audio_root,
         audio_root_maps=audio_root_map,
         max_missing=max_missing,

@@ -208,6 +208,8 @@ def test_room_is_looked_at_before_a_clip_is_cut(made: Settings, beatsight: Beats
     free = [int(207 * 24_696 * 1.4)]
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[0]))
     assert "notice" in beatsight("bundle", "plan", "b", "--estimate").out
+    assert beatsight("bundle", "plan", "--estimate", "--json").out == beatsight("bundle", "plan", "b", "--estimate", "--json").out
+    assert beatsight("bundle", "plan").code == 2
     assert "disk_headroom" in beatsight("bundle", "plan", "b").out
     free[0] = int(207 * 24_696 * 1.1) - 1
     ended = beatsight("bundle", "export", "b", "--resume")
