@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -230,6 +231,11 @@ class DataLayout:
         return self.at(f"runs/{run}")
 
     @property
+    def logged_runs(self) -> dict[str, Path]:
+        """Folders of the training runs that keep a log, by name."""
+        return {path.parent.name: path.parent for path in sorted(self.runs.glob("*/events.jsonl"))}
+
+    @property
     def candidates(self) -> Path:
         return self.root / "models" / "candidates"
 
@@ -397,6 +403,12 @@ def checked(file: safeyaml.YamlFile, model: type[Model]) -> Model:
         shown = ".".join(str(p) for p in place) or "the document"
         value = repr(first.get("input"))[:80]
         raise ConfigError(f"{shown}: {first['msg']}, got {value}", code="bad-config", where=file.where(place)) from failure
+
+
+def wandb_host(environ: Mapping[str, str] | None = None) -> tuple[str, bool]:
+    """Host of Weights & Biases, and whether the environment holds a key for it; the key itself stays there."""
+    env = os.environ if environ is None else environ
+    return urlsplit(env.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "", bool(env.get("WANDB_API_KEY"))
 
 
 def load_settings(data_root: str | Path | None = None, profile: str | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -1,14 +1,17 @@
-"""Trackers: null and jsonl."""
+"""Trackers null and jsonl, and what brings their logs to W&B."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from beatsight_assets import cli
 from beatsight_assets.errors import ConfigError
 from beatsight_assets.store import Store, read_lines
-from beatsight_assets.tracking import NullTracker, tracker
+from beatsight_assets.tracking import NullTracker, Upload, sync, tracker, why_no_upload
 
 
 def test_the_null_tracker_takes_everything_and_writes_nothing(tmp_path: Path) -> None:
@@ -66,3 +69,91 @@ def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
     """A kind that does not exist is a wrong option, and the message lists those that do."""
     with pytest.raises(ConfigError, match="null"):
         tracker("neptune", Store(tmp_path), tmp_path / "x")
+
+
+def log_of(folder: Path, name: str, steps: int) -> Path:
+    """The log of a run of so many epochs."""
+    out = tracker("jsonl", Store(folder), folder / name / "events.jsonl")
+    out.start({"preset": "warmup", "data": {"bundle": "b"}})
+    for step in range(steps):
+        out.log(step, train_loss=1.0 / (step + 1))
+    out.finish("done")
+    return folder / name
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a login."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def test_runs_go_to_wandb_once(tmp_path: Path, nobody: None) -> None:
+    """T103: the real library writes the run; what is there already is not sent again, a log that grew or a damaged mark is."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    offline = Upload(mode="offline", tags=("a",))
+    runs = {"one": log_of(tmp_path, "one", 3), "none": tmp_path / "none"}
+    (tmp_path / "none").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    waiting = sync(Store(tmp_path), runs, offline, dry_run=True)
+    assert [(r["run"], r["status"], r["rows"]) for r in waiting] == [("none", "no-log", 0), ("one", "waiting", 3)]
+    assert sorted(tmp_path.rglob("*")) == before
+
+    def sent() -> tuple[str, int]:
+        row = sync(Store(tmp_path), {"one": runs["one"]}, offline)[0]
+        return str(row["status"]), len(list(runs["one"].glob("wandb/offline-run-*/run-*.wandb")))
+
+    assert sent() == ("uploaded", 1) and sent() == ("unchanged", 1)
+    Store(tmp_path).append_line(runs["one"] / "events.jsonl", {"kind": "log", "step": 3, "train_loss": 0.1})
+    assert sent()[0] == "uploaded" and sent()[0] == "unchanged"
+    (runs["one"] / "synced.json").write_text("{")
+    assert sent()[0] == "uploaded"
+
+
+def test_without_package_or_login_nothing_is_sent(tmp_path: Path, nobody: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each says what to do; a key in the environment is enough to try, and is written nowhere."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    runs = {"one": log_of(tmp_path, "one", 1)}
+    with pytest.raises(ConfigError, match="wandb login") as caught:
+        sync(Store(tmp_path), runs)
+    assert caught.value.code == "no-upload"
+    monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
+    assert why_no_upload() is None
+    sync(Store(tmp_path), runs, Upload(mode="offline"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"f" * 40 in path.read_bytes()]
+    monkeypatch.setattr("beatsight_assets.tracking.find_spec", lambda name: None)
+    assert "pip install" in str(why_no_upload())
+
+
+def test_a_failed_upload_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other runs still go; the failed one has no mark."""
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
+    runs = {name: log_of(tmp_path, name, 1) for name in ("bad", "good")}
+    logged: list[Any] = []
+
+    def init(**options: Any) -> Any:
+        if options["name"] == "bad":
+            raise wandb.Error("no network")
+        return SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    found = {row["run"]: row for row in sync(Store(tmp_path), runs)}
+    assert (found["bad"]["status"], found["bad"]["message"], found["good"]["status"]) == ("failed", "Error: no network", "uploaded")
+    assert logged == [(0, {"train_loss": 1.0})]
+    assert not (runs["bad"] / "synced.json").exists() and (runs["good"] / "synced.json").exists()
+
+
+def test_the_command(data_root: Path, nobody: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tracking sync`: --all or names; exit 2 without either and without a login, 3 for a run that is not there; no name leads out of runs/."""
+    log_of(data_root / "runs", "one", 2)
+
+    def ran(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["--data-root", str(data_root), "tracking", "sync", *words])
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out + err
+
+    code, text = ran("--all", "--dry-run")
+    assert code == 0 and "waiting" in text and "2 rows" in text
+    assert [ran(*words)[0] for words in ((), ("one", "--all"), ("--all",), ("two", "--dry-run"), ("../x", "--dry-run"))] == [2, 2, 2, 3, 2]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from beatsight_assets import tracking
 from beatsight_assets.bundle import check
 from beatsight_assets.bundle.export import BundleRequest, settled_folder
 from beatsight_assets.bundle.read import open_bundle
@@ -28,7 +29,6 @@ NEEDED = ("manifest_health", "splits")  # verdicts without which nothing is expo
 TESTS = ("bundle", "features")
 # Steps of which a part is not there yet: they do not run by themselves, and named they fail with these words.
 MISSING = {
-    "sync": "no tracker of this version keeps runs to be uploaded",
     "analyze": "there is no `model analyze` in this version",
 }
 NOT_OF_CLIPS = "`model evaluate` judges family frame; what a preset of family clip trained was judged on the validation clips of its bundle"
@@ -95,7 +95,10 @@ def post_export(settings: Settings, options: PostOptions, *, progress: Progress 
             raise ConfigError.unknown_choice("step", name, STEPS, where="--steps")
     open_bundle(settled_folder(settings, options.bundle))
     left_out = dict(MISSING) | ({"evaluate": NOT_OF_CLIPS} if _bundle_of(settings, options) else {})
+    if not options.steps and (why := tracking.why_no_upload()) is not None:
+        left_out["sync"] = why
     works: dict[str, Callable[[], tuple[bool, Any]]] = {
+        "sync": lambda: _sync(settings),
         "health": lambda: of_reports(bundle_health(settings, options.bundle, progress=progress)),
         "snapshot": lambda: _snapshot(settings, options.bundle),
         "tests": lambda: run_tests(TESTS),
@@ -109,6 +112,11 @@ def post_export(settings: Settings, options: PostOptions, *, progress: Progress 
     more = {"bundle": options.bundle, "left_out": {} if options.steps else left_out}
     steps = [Step(name, works[name]) for name in wanted]
     return run_steps(settings, steps, target, keep_going=options.keep_going, facts=more, progress=progress)
+
+
+def _sync(settings: Settings) -> tuple[bool, Any]:
+    found = tracking.sync(settings.store, settings.layout.logged_runs)
+    return all(row["status"] != "failed" for row in found), {"runs": found}
 
 
 def _missing(name: str, why: str) -> Callable[[], tuple[bool, Any]]:

@@ -84,6 +84,7 @@ COMMANDS: dict[str, tuple[str, dict[str, str]]] = {
         "from-beatmap": "Add the hits of beatmaps.",
         "stats": "Collected hits against what a model needs.",
         "export": "Cut the collected hits into a bundle."}),
+    "tracking": ("Logs of training runs elsewhere.", {"sync": "Bring the logs of runs to Weights & Biases."}),
     "transcribe": ("Audio to drum hits.", {
         "run": "Transcribe an audio file to .bsm, MIDI and label tracks.",
         "score": "Onset F-measure of one transcription against a reference."}),

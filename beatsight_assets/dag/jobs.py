@@ -7,7 +7,10 @@ from typing import Any
 
 import dagster as dg
 
+from beatsight_assets import tracking
 from beatsight_assets.dag.assets.model import GPU_TAGS, TrainConfig
+from beatsight_assets.dag.resources import Lake
+from beatsight_assets.errors import BeatSightError
 
 MANIFEST = (
     "merged_manifest",
@@ -40,7 +43,33 @@ def _job(name: str, description: str, *assets: str, config: dg.RunConfig | None 
     )
 
 
+@dg.op(description="One run of W&B for each training run whose log is new or grew.")
+def upload_runs(context: dg.OpExecutionContext, lake: Lake) -> None:
+    """What `beatsight tracking sync --all` does.
+
+    Raises
+    ------
+    dg.Failure : the package or a login is missing, or an upload failed
+    """
+    settings = lake.settings
+    try:
+        found = tracking.sync(settings.store, settings.layout.logged_runs)
+    except BeatSightError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    for row in found:
+        context.log.info(f"{row['run']}: {row['status']}, {row['rows']:,} rows {row['message']}")
+    if failed := [row["run"] for row in found if row["status"] == "failed"]:
+        raise dg.Failure(f"{len(failed)} runs were not uploaded, first {failed[0]}")
+
+
+@dg.job(description="Bring the logs of training runs to Weights & Biases.")
+def tracking_sync_job() -> None:
+    """One step; there is no asset in it, because what it makes lies elsewhere."""
+    upload_runs()
+
+
 JOBS = [
+    tracking_sync_job,
     _job("render_job", "Render one dataset that the platform makes itself.", "rendered_audio"),
     _job("integrity_job", "Look at the raw data of one dataset.", "raw_integrity"),
     _job("ingest_job", "Look at the raw data of one dataset, and ingest it when that is whole.", "raw_integrity", "events"),

@@ -11,7 +11,7 @@ NIGHTLY_READS = 2_000  # files per dataset and night whose bytes are read; anoth
 
 
 def build_schedules(status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:
-    """nightly_integrity 02:00, nightly_health 03:00, weekly_digests Sunday 05:00."""
+    """nightly_integrity 02:00, nightly_health 03:00, weekly_digests Sunday 05:00, tracking_sync 05:30 (off by default)."""
 
     @dg.schedule(
         job_name="integrity_job",
@@ -48,4 +48,12 @@ def build_schedules(status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinit
         default_status=status,
         description="Read every byte of the bundle every week.",
     )
-    return [nightly_integrity, health, digests]
+    uploads = dg.ScheduleDefinition(
+        name="tracking_sync",
+        job_name="tracking_sync_job",
+        cron_schedule="30 5 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description="Bring the logs of new training runs to Weights & Biases. Off until somebody with a login turns it on.",
+    )
+    return [nightly_integrity, health, digests, uploads]
