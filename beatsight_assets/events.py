@@ -696,8 +696,8 @@ class TextCodes:
 
 
 def find_repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Rows whose hash occurs more than once, rising: the only ones that can be equal."""
-    ordered = np.sort(hashes)
+    """Rows whose hash, or number, occurs more than once, rising: the only ones that can be equal."""
+    ordered = hashes if (hashes[1:] >= hashes[:-1]).all() else np.sort(hashes)
     twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not twice.size:
         return np.empty(0, np.int64)
