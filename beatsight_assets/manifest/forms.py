@@ -568,7 +568,11 @@ def read_form(path: Path, options: ImportOptions, taxonomy: Taxonomy) -> Importe
         events = readers[options.form](path)
         events = events.with_columns(pl.col("source_set").replace("unknown", options.source_set))
         if strange := sorted(set(events["source_set"].unique()) - {options.source_set}):
-            raise InputError(f"rows of {', '.join(strange)[:200]} are not of {options.source_set}", code="bad-manifest", where=str(path))
+            raise InputError(
+                f"the rows name {', '.join(strange)[:200]} and --source-set names {options.source_set}. Give the name that stands in the rows, or change it there",
+                code="bad-manifest",
+                where=str(path),
+            )
         found = Imported(events, n_read=events.height)
     else:
         if options.form == "audacity":
