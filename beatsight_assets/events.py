@@ -32,6 +32,7 @@ SCHEMA_NAME = "beatsight.events/1"
 MERGE_WINDOW_US = 10_000  # spec/events.md section 3: inclusive, measured from the anchor, no chaining
 LIMIT_SLACK = 1e-6  # so that 0.8 stored as f32 is still medium
 DAY_S = 86_400.0
+DAY_BITS = 37  # 2^37 microseconds are more than a day
 BUCKET_LIMITS = (("ghost", 0.25), ("light", 0.50), ("medium", 0.80), ("accent", 1.0))
 BUCKETS = ("ghost", "light", "medium", "accent", "unknown")
 SPLITS = ("train", "val", "test")
@@ -585,7 +586,7 @@ class Manifest:
             yield self.read(start, min(start + rows, self.n_rows), columns)
 
     def pieces_with_hits(self, columns: Sequence[str], fields: Sequence[str], *, rows: int = PIECE_ROWS) -> Iterator[pl.DataFrame]:
-        """As `pieces`, with `components` last, whose structs hold only `fields`.
+        """As `pieces`, with `components` last, whose structs hold only `fields`, in the order of the schema.
 
         Polars decodes all seven fields of a component to read one; Arrow decodes those that are named: the labels of three million
         events cost a quarter of the time. The other columns are cheaper with polars, so each reads what it reads best.
@@ -595,7 +596,8 @@ class Manifest:
         InputError `bad-manifest` : the file is damaged
         """
         if self.file is None:
-            chosen = pl.col("components").list.eval(pl.struct(pl.element().struct.field(*fields)))
+            names = [name for name in COMPONENT_STRUCT.to_schema() if name in fields]
+            chosen = pl.col("components").list.eval(pl.struct(pl.element().struct.field(*names)))
             yield from (piece.with_columns(chosen) for piece in self.pieces([*columns, "components"], rows=rows))
             return
         from pyarrow import ArrowException, parquet
@@ -603,7 +605,11 @@ class Manifest:
         start = 0
         try:
             with parquet.ParquetFile(self.file) as table:
-                for batch in table.iter_batches(rows, columns=[f"components.list.element.{name}" for name in fields], use_threads=False):
+                leaves = [
+                    table.schema.column(i).path for i in range(len(table.schema.names))
+                ]  # writers name the level of a list differently
+                wanted = [path for path in leaves if path.startswith("components.") and path.rpartition(".")[2] in fields]
+                for batch in table.iter_batches(rows, columns=wanted, use_threads=False):
                     hits = pl.DataFrame(pl.from_arrow(batch, rechunk=False))
                     yield self.read(start, start + hits.height, columns).hstack(hits)
                     start += hits.height
@@ -693,6 +699,17 @@ class TextCodes:
         """Every text by its code; the empty one is always among them."""
         codes = pl.Series(range(self._n), dtype=pl.UInt32)
         return {NO_TEXT: None, **dict(enumerate(codes.cat.to(self._dtype).cast(pl.String)))}
+
+
+def instants(session: pl.Series, onset_us: pl.Series) -> NDArray[np.uint64]:
+    """One number for session and onset [shape=(n,)], equal for equal pairs; it rises along a manifest whose session codes do.
+
+    session : whole numbers below 2^27; onset_us : microseconds of a day, null counts as 0
+    """
+    numbers = session.to_numpy().astype(np.uint64)
+    numbers <<= np.uint64(DAY_BITS)
+    numbers |= onset_us.fill_null(0).to_numpy().view(np.uint64)
+    return numbers
 
 
 def find_repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

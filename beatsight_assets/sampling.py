@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, GateFailed, InputError, NothingToDo
-from beatsight_assets.events import EVENT_SCHEMA, LIST_SEPARATOR, NO_TEXT, Manifest, TextCodes, find_repeats
+from beatsight_assets.events import EVENT_SCHEMA, LIST_SEPARATOR, NO_TEXT, Manifest, TextCodes, find_repeats, instants
 from beatsight_assets.settings import SamplingProfile, Settings
 from beatsight_assets.stages import Outcome, Progress, Report, Table, run_stage, silent
 from beatsight_assets.units import rng_for
@@ -28,7 +28,6 @@ from beatsight_assets.verdict import Artifact, Rule, Verdict
 VERSION = "1"
 SCHEMA = "beatsight.sampling/1"
 GATE = "sampling"
-ONSET_BITS = 37  # 2^37 microseconds are more than a day
 MOST_BINS = 1 << 24  # 128 MB of counters
 FALLBACK_GROUP = "session_id"  # events without a value in the group field never vanish
 
@@ -205,10 +204,7 @@ def _first_of_equals(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     if not keys or not rows.height:
         return rows
     if "key_onset_time" in keys[1:2]:  # of one session and instant: few are; the number rises along a manifest in its order
-        numbers = rows[keys[0]].to_numpy().astype(np.uint64)
-        numbers <<= np.uint64(ONSET_BITS)
-        numbers |= rows[keys[1]].fill_null(0).to_numpy().view(np.uint64)
-        suspects = find_repeats(numbers)
+        suspects = find_repeats(instants(rows[keys[0]], rows[keys[1]]))
     else:
         suspects = find_repeats(rows.select(keys).hash_rows().to_numpy())
     if not suspects.size:

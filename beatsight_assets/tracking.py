@@ -164,7 +164,11 @@ def sync(store: Store, runs: Mapping[str, Path], target: Upload = Upload(), *, d
         if _read_marker(folder) == marker:
             row["status"] = "unchanged"
             continue
-        rows, _ = read_lines(path)
+        try:
+            rows, _ = read_lines(path)
+        except InputError as error:  # a damaged log does not stop the others
+            row |= {"status": "failed", "message": str(error)}
+            continue
         row |= {"status": "waiting", "rows": sum(r["kind"] == "log" for r in rows)}
         if not dry_run:
             failure = _upload(name, rows, folder, target)

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from beatsight_assets import events, midi
 from beatsight_assets.errors import InputError
@@ -335,6 +336,17 @@ def test_pieces_hold_only_the_named_fields_of_hits_wherever_they_are_read_from(t
         assert pl.concat(pieces).equals(expected)
         assert pl.concat(pieces).schema == expected.schema
     assert not list(events.Manifest(frame[:0]).pieces_with_hits(columns, fields))
+
+
+def test_hits_are_found_however_a_writer_names_the_level_of_a_list(tmp_path: Path) -> None:
+    """`components.list.element.label` of one writer is `components.list.item.label` of another; both are the schema's columns."""
+    frame = frame_of(*(("kick", 50_000 * i, 0.5) for i in range(9)))
+    path = tmp_path / "events.parquet"
+    parquet.write_table(frame.to_arrow(), path, use_compliant_nested_type=False)
+    assert "components.list.item.label" in [c.path for c in map(parquet.ParquetFile(path).schema.column, range(30))]
+    (found,) = events.Manifest(path).pieces_with_hits(["session_id"], ["openness", "label"])
+    (expected,) = events.Manifest(frame).pieces_with_hits(["session_id"], ["openness", "label"])
+    assert found.equals(expected) and found["components"].dtype == expected["components"].dtype
 
 
 def test_a_damaged_page_of_hits_is_a_bad_manifest(tmp_path: Path) -> None:

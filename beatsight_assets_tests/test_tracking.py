@@ -141,6 +141,10 @@ def test_a_failed_upload_is_told_and_tried_again(tmp_path: Path, monkeypatch: py
     found = {row["run"]: row for row in sync(Store(tmp_path), runs)}
     assert (found["bad"]["status"], found["bad"]["message"], found["good"]["status"]) == ("failed", "Error: no network", "uploaded")
     assert logged == [(0, {"train_loss": 1.0})]
+    torn = log_of(tmp_path, "torn", 1)
+    (torn / "events.jsonl").write_bytes(b"no json\n")
+    found = {row["run"]: row["status"] for row in sync(Store(tmp_path), {"torn": torn, **runs})}
+    assert found == {"bad": "failed", "good": "unchanged", "torn": "failed"}
     assert not (runs["bad"] / "synced.json").exists() and (runs["good"] / "synced.json").exists()
 
 

@@ -432,25 +432,25 @@ def _make_shards(settings: Settings, plan: Plan, roots: AudioRoots, shards: Sequ
     ConfigError `audio-changed`; GateFailed `no-space`; StoreError
     """
     done = _Done()
-    todo: list[int] = []
+    unmade: list[int] = []
     _sweep(settings.store, plan)
     for shard in shards:
         reason, damaged = _why_again(settings.store, plan, shard, roots)
         if reason is None:
             done.shards["reused"] += 1
             continue
-        todo.append(shard)
+        unmade.append(shard)
         if damaged is not None:
             done.reasons[plan.shard_name(shard)] = reason
             done.written_before[shard] = damaged
-    _require_space(settings, plan, todo)
+    _require_space(settings, plan, unmade)
     marker = plan.folder / "BUNDLE.json"
-    if todo and marker.exists():  # readers must not find clips of two versions while shards change
+    if unmade and marker.exists():  # readers must not find clips of two versions while shards change
         settings.store.remove(marker)
-    planned = sum(plan.identity["tables"][plan.shard_name(s)]["clips"] for s in todo)
+    planned = sum(plan.identity["tables"][plan.shard_name(s)]["clips"] for s in unmade)
     started_s = clock.monotonic_s()
     n_clips = 0
-    jobs = [ShardJob(settings.layout.root, plan.folder, shard, replace(roots, hits=Counter())) for shard in todo]
+    jobs = [ShardJob(settings.layout.root, plan.folder, shard, replace(roots, hits=Counter())) for shard in unmade]
     splits: Counter[str] = Counter()
     with workers.executor(settings.executor, settings.n_workers) as pool:
         for result in workers.ordered_map(pool, make_shard, jobs, n_workers=settings.n_workers):
@@ -548,8 +548,8 @@ def estimate_bytes(plan: Plan, shards: Sequence[int] | None = None) -> int:
     return round(seconds * plan.options.sample_rate * BYTES_PER_SAMPLE * share)
 
 
-def _require_space(settings: Settings, plan: Plan, todo: Sequence[int]) -> None:
-    needed = estimate_bytes(plan, todo) * SPACE_FACTOR
+def _require_space(settings: Settings, plan: Plan, unmade: Sequence[int]) -> None:
+    needed = estimate_bytes(plan, unmade) * SPACE_FACTOR
     free = store.free_bytes(plan.folder)
     if free < needed:
         raise GateFailed(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from beatsight_assets import store
 from beatsight_assets.errors import ConfigError, InputError, StoreError
-from beatsight_assets.events import COMPONENT_STRUCT, DAY_S, EVENT_SCHEMA, REQUIRED, component_offsets_us, in_lists, read_events
+from beatsight_assets.events import COMPONENT_STRUCT, DAY_BITS, DAY_S, EVENT_SCHEMA, REQUIRED, component_offsets_us, in_lists, read_events
 from beatsight_assets.safejson import parse_json
 from beatsight_assets.settings import DataLayout, Settings
 from beatsight_assets.stages import Progress, silent
@@ -41,7 +41,6 @@ LAYOUTS = ("shards", "wav")
 MAX_WINDOW_MS = 10_000  # on either side of an onset
 BATCH_ROWS = 50_000  # about 20 MB of events
 CLIPS_PER_SHARD = 131_072  # beyond this a manifest gets more shards, so that a shard stays a unit of a few seconds and 60 MB of plan
-DAY_BITS = 37  # 2^37 microseconds are more than a day
 OUTCOMES = ("not_a_hit", "no_components", "path_escape", "not_selected")  # settled while planning; the others when audio is decoded
 UUID_FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NAME_FORM = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")

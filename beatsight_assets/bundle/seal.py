@@ -160,6 +160,7 @@ def seal(
 
     Parameters
     ----------
+    totals : of `add_up`, whose shards nothing has changed since
     manifest_name : path of the manifest below the data root; of one that lies elsewhere only its file name
     run : blocks of metadata.json that start with `run_`
     healed : `healed_clips`, `healed_seconds`, `healed_duration_seconds_by_source` over all invocations

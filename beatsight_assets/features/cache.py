@@ -211,13 +211,13 @@ def _work(
         targets = {digest: feature_path(settings, feature, digest) for digest in contents}
         kept = {d: t for d, t in targets.items() if t.is_file() and _is_usable(settings, t, before.get(settings.store.rel(t)))}
         n_repaired = sum(t.is_file() and d not in kept for d, t in targets.items())
-        todo = [d for d in sorted(targets) if d not in kept]
+        unmade = [d for d in sorted(targets) if d not in kept]
         done = {d: _Done(len(read_features(t)), settings.store.sha256(t)) for d, t in kept.items()}
-        jobs = [_Job(str(settings.layout.root), str(contents[d]), str(targets[d]), feature.name) for d in todo]
+        jobs = [_Job(str(settings.layout.root), str(contents[d]), str(targets[d]), feature.name) for d in unmade]
         with workers.executor(settings.executor, settings.n_workers) as pool:
             for i, result in enumerate(workers.ordered_map(pool, _compute, jobs, n_workers=settings.n_workers)):
-                done[todo[i]] = result
-                progress(f"features {feature.name}: {i + 1:,} of {len(todo):,} new, {len(kept):,} kept")
+                done[unmade[i]] = result
+                progress(f"features {feature.name}: {i + 1:,} of {len(unmade):,} new, {len(kept):,} kept")
         index = _index(settings, feature, recordings, audio, done)
         verdict = _judge(settings, feature, index)
         target = index_path(settings, feature)
@@ -243,7 +243,7 @@ def _work(
         figures={
             "recordings": index.height,
             "audio_seconds": seconds,
-            "computed": sum(not done[d].error for d in todo),
+            "computed": sum(not done[d].error for d in unmade),
             "reused": len(kept),
             "repaired": n_repaired,
             "audio_absent": len(absent),

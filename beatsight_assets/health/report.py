@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from beatsight_assets import events, store
@@ -33,7 +32,6 @@ MAX_NAMED_ROWS = 20
 OPENNESS_BINS = 10
 CLOSED_ABOVE = 0.35  # a hat labelled closed that stands more open than this contradicts its label (spec/events.md section 4)
 SLACK = 1e-6  # f32 against f64
-ONSET_BITS = 37  # 2^37 microseconds are more than a day
 RARE_EXTRAS = ('"loudness"', '"bleed_level"')
 DURATION_FIELDS = ("split_durations_seconds", "run_split_durations_seconds", "duration_seconds_by_source", "run_duration_seconds_by_source")
 NO_SPLIT = "unassigned"
@@ -41,6 +39,7 @@ COLUMNS = (  # of the events; what a report does not look at stays on the disk
     *("event_id", "source_set", "session_id", "group_id", "drummer_id", "kit_id", "is_synthetic", "onset_time"),
     *("techniques", "mix_context", "negative_example", "extras"),
 )
+OF_EVENTS = ("event", "session", "group", "is_synthetic")  # what a hit keeps of its event
 COMPONENT_FIELDS = ("label", "velocity", "dynamic_bucket", "openness")
 ROW_ERRORS = (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError, pl.exceptions.PolarsError)
 
@@ -365,11 +364,8 @@ def measure(
 
 def _hits(frame: pl.DataFrame, taxonomy: Taxonomy) -> pl.DataFrame:
     """One row per hit with its canonical label; `drum_mix` is no class and vanishes."""
-    fields = [pl.col("components").struct.field(name) for name in COMPONENT_FIELDS]
-    members = frame.select("event", "session", "group", "is_synthetic", "components")
-    hits = members.explode("components", empty_as_null=False, keep_nulls=False)
     names = pl.col("label", "dynamic_bucket").cast(pl.Categorical)  # a few names of millions: counted and compared as numbers
-    hits = hits.select("event", "session", "group", "is_synthetic", *fields).with_columns(names)
+    hits = events.hits_of(frame, *OF_EVENTS).select(*OF_EVENTS, *COMPONENT_FIELDS).with_columns(names)
     if hits["label"].null_count():
         hits = hits.filter(pl.col("label").is_not_null())
     canonical = {name: (taxonomy.canonical(name) or (name, None))[0] for name in hits["label"].unique()}
@@ -521,11 +517,7 @@ def _repeated_ids(frame: pl.DataFrame) -> tuple[int, list[dict[str, Any]]]:
 
 def _repeated_content(frame: pl.DataFrame) -> tuple[int, list[dict[str, Any]]]:
     """Rows that repeat (session, onset, sorted labels) of another row. Labels are compared only where session and onset are equal."""
-    # one number for both, which rises along a manifest in its order: an onset is below 2^37 microseconds
-    key = frame["session"].to_numpy().astype(np.uint64) << np.uint64(ONSET_BITS) | frame["onset_us"].fill_null(0).to_numpy().astype(
-        np.uint64
-    )
-    again = find_repeats(key)
+    again = find_repeats(events.instants(frame["session"], frame["onset_us"]))
     suspects = frame.select("source_set", "session_id", "onset_us", "components")[again].select(
         "source_set",
         "session_id",

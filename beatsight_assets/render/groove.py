@@ -135,8 +135,8 @@ def write(root: Path, target: Path, jobs: Sequence[Job], *, store: Store, taxono
     known = {
         j.take_id for j in jobs if (target / "audio" / f"{j.take_id}.wav").is_file() and (target / "midi" / f"{j.take_id}.mid").is_file()
     }
-    todo = [tuple(j for j in batch if j.take_id not in known) for batch in batches]
-    work = [(root, batch, taxonomy_path, dict(options), dict(kit_options or {}), seed) for batch in todo if batch]
+    unmade = [tuple(j for j in batch if j.take_id not in known) for batch in batches]
+    work = [(root, batch, taxonomy_path, dict(options), dict(kit_options or {}), seed) for batch in unmade if batch]
     n_done = len(known)
     replaced: Counter[str] = Counter()
     with workers.executor("processes", n_workers) as pool:
